@@ -1,0 +1,270 @@
+"""Everything that can go wrong, once for worker, daemon and clients.
+
+    DenoisedError
+    ├── InvalidRequestError (ValueError)
+    │   ├── InvalidFieldError         a field is missing, out of range or of the wrong type
+    │   ├── UnknownArgumentError      the pipeline takes no argument of that name
+    │   ├── InvalidMediaError         an image or tensor cannot be decoded
+    │   └── PipelineRejectedError     diffusers itself refused the arguments
+    ├── PipelineError
+    │   ├── PipelineNotFoundError (LookupError)
+    │   ├── PipelineExistsError
+    │   └── PipelineUnloadedError     it was unloaded while it was running
+    ├── LoadError (EnvironmentError, as diffusers raises)
+    │   ├── RepoNotFoundError
+    │   ├── SourceNotAllowedError
+    │   ├── NotAPipelineError
+    │   └── DamagedWeightsError
+    ├── TaskNotSupportedError (ValueError, as diffusers raises)
+    ├── ResourceError
+    │   ├── NeverFitsError
+    │   ├── NoRoomError
+    │   ├── QueueFullError
+    │   ├── DeviceOutOfMemoryError
+    │   ├── MessageTooLargeError
+    │   └── WatchLaggedError
+    ├── UnavailableError (ConnectionError)
+    │   ├── WorkerLostError
+    │   ├── ShuttingDownError
+    │   └── DaemonUnreachableError    raised by clients; never sent
+    ├── DeadlineExceededError (TimeoutError)
+    └── InternalError
+
+Each class with a `reason` stands for one value of `denoised.v1.ErrorReason`, and travels as a gRPC status with
+`google.rpc.ErrorInfo`; `denoised.status` translates. The names of status codes are plain text here, so that policy and
+workers need no gRPC.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DenoisedError(Exception):
+    """Base of all errors of denoised.
+
+    Attributes:
+        message: One sentence for people.
+        hint: What to do about it; may be empty.
+        retry_after: Seconds after which trying again makes sense; None where it does not.
+        metadata: Figures and names for programs, all text.
+    """
+
+    code: ClassVar[str] = "UNKNOWN"
+    reason: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        retry_after: float | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.message = message
+        self.hint = hint
+        self.retry_after = retry_after
+        self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle their positional arguments only; ours have to cross from the worker whole.
+        return _rebuild, (type(self), self.message, self.hint, self.retry_after, self.metadata)
+
+
+def _rebuild(
+    kind: type[DenoisedError], message: str, hint: str, retry_after: float | None, metadata: dict[str, str]
+) -> DenoisedError:
+    return kind(message, hint=hint, retry_after=retry_after, metadata=metadata)
+
+
+class InvalidRequestError(DenoisedError, ValueError):
+    """The request cannot work as it is; sending it again does not help."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class InvalidFieldError(InvalidRequestError):
+    """A field is missing, out of range or of the wrong type; `metadata["field"]` names it."""
+
+    reason = "INVALID_FIELD"
+
+    @classmethod
+    def of(cls, field: str, message: str, *, hint: str = "") -> InvalidFieldError:
+        return cls(f"{field}: {message}", hint=hint, metadata={"field": field})
+
+
+class UnknownArgumentError(InvalidRequestError):
+    """The pipeline's `__call__` takes no argument of this name."""
+
+    reason = "UNKNOWN_ARGUMENT"
+
+
+class InvalidMediaError(InvalidRequestError):
+    """An image or a tensor cannot be decoded."""
+
+    reason = "INVALID_MEDIA"
+
+
+class PipelineRejectedError(InvalidRequestError):
+    """The pipeline itself refused its arguments; the message is diffusers' own."""
+
+    reason = "PIPELINE_REJECTED"
+
+
+class PipelineError(DenoisedError):
+    """Something is wrong with a handle."""
+
+
+class PipelineNotFoundError(PipelineError, LookupError):
+    """No such pipeline, or it expired."""
+
+    code = "NOT_FOUND"
+    reason = "PIPELINE_NOT_FOUND"
+
+
+class PipelineExistsError(PipelineError):
+    """The chosen id belongs to a pipeline with another spec."""
+
+    code = "ALREADY_EXISTS"
+    reason = "PIPELINE_EXISTS"
+
+
+class PipelineUnloadedError(PipelineError):
+    """The pipeline was unloaded by force while this request was running."""
+
+    code = "ABORTED"
+    reason = "PIPELINE_UNLOADED"
+
+
+class LoadError(DenoisedError, EnvironmentError):
+    """The weights cannot be loaded from where they were said to be."""
+
+    # EnvironmentError would build its text from (errno, message) pairs.
+    __str__ = Exception.__str__
+
+
+class RepoNotFoundError(LoadError):
+    """The repository, revision or directory does not exist, or may not be read."""
+
+    code = "NOT_FOUND"
+    reason = "REPO_NOT_FOUND"
+
+
+class SourceNotAllowedError(LoadError):
+    """The directory is outside those that the daemon may read."""
+
+    code = "PERMISSION_DENIED"
+    reason = "SOURCE_NOT_ALLOWED"
+
+
+class NotAPipelineError(LoadError):
+    """There is no diffusers pipeline at the source."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "NOT_A_PIPELINE"
+
+
+class DamagedWeightsError(LoadError):
+    """A weight file is damaged or incomplete."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "DAMAGED_WEIGHTS"
+
+
+class TaskNotSupportedError(DenoisedError, ValueError):
+    """diffusers maps no class of the checkpoint's family to the task."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "TASK_NOT_SUPPORTED"
+
+
+class ResourceError(DenoisedError):
+    """Something is not large enough, or not at the moment."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class NeverFitsError(ResourceError):
+    """The weights are larger than any worker's budget."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "NEVER_FITS"
+
+
+class NoRoomError(ResourceError):
+    """The weights do not fit beside those held now."""
+
+    reason = "NO_ROOM"
+
+
+class QueueFullError(ResourceError):
+    """Too many requests are waiting."""
+
+    reason = "QUEUE_FULL"
+
+
+class DeviceOutOfMemoryError(ResourceError):
+    """The device ran out of memory while running."""
+
+    reason = "DEVICE_OUT_OF_MEMORY"
+
+
+class MessageTooLargeError(ResourceError):
+    """The message is larger than the daemon or the client takes."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class WatchLaggedError(ResourceError):
+    """The watcher did not keep up."""
+
+    reason = "WATCH_LAGGED"
+
+
+class UnavailableError(DenoisedError, ConnectionError):
+    """Not now; trying again makes sense."""
+
+    code = "UNAVAILABLE"
+    __str__ = Exception.__str__
+
+
+class WorkerLostError(UnavailableError):
+    """The worker died while it had the request."""
+
+    reason = "WORKER_LOST"
+
+
+class ShuttingDownError(UnavailableError):
+    """The daemon takes no new work."""
+
+    reason = "SHUTTING_DOWN"
+
+
+class DaemonUnreachableError(UnavailableError):
+    """No daemon answers at the target. Raised by clients."""
+
+
+class DeadlineExceededError(DenoisedError, TimeoutError):
+    """The caller's deadline passed."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+    __str__ = Exception.__str__
+
+
+class InternalError(DenoisedError):
+    """A bug in the daemon; its log has the rest under the request id."""
+
+    code = "INTERNAL"
+    reason = "INTERNAL"
+
+
+def _by_reason(kind: type[DenoisedError]) -> dict[str, type[DenoisedError]]:
+    found = {kind.reason: kind} if kind.reason else {}
+    for child in kind.__subclasses__():
+        found |= _by_reason(child)
+    return found
+
+
+BY_REASON = _by_reason(DenoisedError)

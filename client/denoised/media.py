@@ -1,0 +1,138 @@
+"""Images, arrays and tensors as Artifacts, and back. torch is used when it is there and never imported without need."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import InvalidMediaError
+from .values import DTYPES, NDARRAY, TENSOR, Artifact, Plain
+
+# Modes that PNG keeps as they are; others travel as TIFF.
+PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+
+
+def pack(value: Any) -> Plain:
+    """A Python value of a diffusers call as a plain value. Raises TypeError for what cannot travel."""
+    if value is None or isinstance(value, bool | int | float | str | Artifact):
+        return value
+    if isinstance(value, Image.Image):
+        return pack_image(value)
+    if isinstance(value, np.generic):
+        return value.item()  # type: ignore[no-any-return]
+    if isinstance(value, np.ndarray):
+        if value.dtype.name not in DTYPES:
+            raise TypeError(f"an array of {value.dtype} cannot be sent to a pipeline")
+        little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+        return Artifact(NDARRAY, little.tobytes(), value.dtype.name, value.shape)
+    if isinstance(value, Mapping):
+        return {str(key): pack(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [pack(item) for item in value]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _pack_tensor(value, torch)
+    raise TypeError(f"a {type(value).__name__} cannot be sent to a pipeline")
+
+
+def pack_image(image: Image.Image, media_type: str = "", quality: int = 90) -> Artifact:
+    """Lossless unless the media type says otherwise: PNG at its fastest level, which photographs favour on a network."""
+    if media_type == NDARRAY:
+        pixels = np.asarray(image)
+        return Artifact(NDARRAY, pixels.tobytes(), pixels.dtype.name, pixels.shape)
+    if not media_type:
+        media_type = "image/png" if image.mode in PNG_MODES else "image/tiff"
+    buffer = io.BytesIO()
+    match media_type:
+        case "image/png":
+            image.save(buffer, "PNG", compress_level=1)
+        case "image/tiff":
+            image.save(buffer, "TIFF")
+        case "image/jpeg":
+            image.convert("RGB").save(buffer, "JPEG", quality=quality)
+        case "image/webp":
+            image.save(buffer, "WEBP", quality=quality, method=2)
+        case _:
+            raise TypeError(f"images cannot be encoded as {media_type}")
+    return Artifact(media_type, buffer.getvalue())
+
+
+def unpack(value: Plain) -> Any:
+    """The reverse of `pack`. Raises InvalidMediaError for what cannot be decoded."""
+    if isinstance(value, Artifact):
+        if value.media_type == TENSOR:
+            return _unpack_tensor(value)
+        if value.media_type == NDARRAY:
+            _check_layout(value)
+            if value.dtype == "bfloat16":
+                raise InvalidMediaError("NumPy has no bfloat16.", hint="Send it as application/x-tensor.")
+            return np.frombuffer(bytearray(value.data), value.dtype).reshape(value.shape)
+        return _unpack_image(value)
+    if isinstance(value, Mapping):
+        return {key: unpack(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [unpack(item) for item in value]
+    return value
+
+
+def _pack_tensor(tensor: Any, torch: Any) -> Artifact:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise TypeError(f"a tensor of {dtype} cannot be sent to a pipeline")
+    flat = tensor.detach().cpu().contiguous()
+    # NumPy has no bfloat16: its bytes travel as those of 16-bit integers.
+    data = (flat.view(torch.int16) if dtype == "bfloat16" else flat).numpy().tobytes()
+    return Artifact(TENSOR, data, dtype, tuple(flat.shape))
+
+
+def _unpack_tensor(artifact: Artifact) -> Any:
+    _check_layout(artifact)
+    torch = importlib.import_module("torch")
+    if not artifact.data:
+        return torch.empty(artifact.shape, dtype=getattr(torch, artifact.dtype))
+    # A copy: torch wants memory that it may write to.
+    flat = torch.frombuffer(bytearray(artifact.data), dtype=getattr(torch, artifact.dtype))
+    return flat.reshape(artifact.shape)
+
+
+def _check_layout(artifact: Artifact) -> None:
+    if artifact.dtype not in DTYPES:
+        raise InvalidMediaError("A tensor has no element type.", hint="Set `tensor.dtype`.")
+    if any(size < 0 for size in artifact.shape):
+        raise InvalidMediaError(f"A tensor has the shape {list(artifact.shape)}.", hint="Sizes start at 0.")
+    expected = math.prod(artifact.shape) * ITEM_BYTES.get(artifact.dtype, 1)
+    if expected != len(artifact.data):
+        raise InvalidMediaError(
+            f"A tensor of {artifact.dtype} and shape {list(artifact.shape)} takes {expected} bytes, "
+            f"but {len(artifact.data)} were sent.",
+            hint="Send the elements densely, row by row, little-endian.",
+        )
+
+
+def _unpack_image(artifact: Artifact) -> Image.Image:
+    if not artifact.media_type.startswith("image/"):
+        raise InvalidMediaError(
+            f"The media type {artifact.media_type!r} is not known.",
+            hint="Send image/png, image/jpeg, image/webp, image/tiff, application/x-tensor or application/x-ndarray.",
+        )
+    try:
+        image = Image.open(io.BytesIO(artifact.data))
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise InvalidMediaError("The image has too many pixels.", hint="Send a smaller one.") from error
+    # Pillow's decoders raise whatever their format makes them: OSError, SyntaxError, struct.error, ValueError, …
+    except Exception as error:
+        raise InvalidMediaError(
+            f"{len(artifact.data)} bytes sent as {artifact.media_type} are not an image that can be decoded.",
+            hint="Send a whole PNG, JPEG, WebP or TIFF file.",
+        ) from error
+    # Lazily opened files hold on to their bytes and are no plain Image.Image, which diffusers checks for in places.
+    return image.copy()

@@ -1,0 +1,282 @@
+"""What the front-end and a worker say to each other. Plain values, no torch.
+
+A command is answered by events and ends well or with an error; closing it early cancels it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from denoised.values import Artifact, Plain
+
+# What to build
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSource:
+    """Names the weights of one component."""
+
+    repo_id: str
+    subfolder: str = ""
+    revision: str = ""
+    variant: str = ""
+
+
+Override = Plain | ComponentSource
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Names the weights, the class and the element type of a pipeline; mirrors `denoised.v1.PipelineSpec`.
+
+    `task` is "text-to-image", "image-to-image", "inpainting", or empty for the checkpoint's own class. `dtype` is a
+    torch name such as "float16".
+    """
+
+    repo_id: str
+    revision: str = ""
+    variant: str = ""
+    task: str = ""
+    dtype: str = "float32"
+    use_safetensors: bool | None = None
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """One application of `from_pipe`."""
+
+    task: str
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that is needed to build a pipeline again: what was loaded, then what was derived from it."""
+
+    spec: Spec
+    derivations: tuple[Derivation, ...] = ()
+
+
+# Commands. `pipeline` is a handle, "pipelines/{id}".
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Build a pipeline. Answered by LoadProgress, then Loaded. A cancelled load leaves nothing behind."""
+
+    pipeline: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Derive:
+    """Build a pipeline from the components of a live one; without a derivation, a twin of it. Answered by Loaded."""
+
+    pipeline: str
+    source: str
+    derivation: Derivation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Run a pipeline. Answered by Progress and Output, then Finished.
+
+    `arguments` are those of `__call__` by name, without generators, `output_type` and `return_dict`. `seeds` has one
+    element or one per image; it is empty when `generators` (device, state) are given.
+    """
+
+    pipeline: str
+    arguments: Mapping[str, Plain]
+    seeds: tuple[int, ...] = ()
+    generators: tuple[tuple[str, bytes], ...] = ()
+    output_type: str = "pil"
+    media_type: str = "image/png"
+    quality: int = 90
+    forbid_batching: bool = False
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Let go of a pipeline. Answered by Unloaded. Its generations must have ended or been cancelled."""
+
+    pipeline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Report Snapshots: one at once, then one whenever something changed, at most every `interval` seconds."""
+
+    interval: float
+
+
+Command = Load | Derive | Generate | Unload | Watch
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load is, in bytes; `role` is the component being worked on."""
+
+    phase: str
+    role: str
+    completed_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part of a pipeline; `digest` is empty and `weight_bytes` 0 for parts without weights."""
+
+    role: str
+    class_name: str
+    digest: str = ""
+    weight_bytes: int = 0
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a pipeline's `__call__`.
+
+    `kinds` are the plain kinds its annotation allows ("none", "bool", "int", "float", "str", "list", "dict",
+    "artifact"); empty means any.
+    """
+
+    name: str
+    annotation: str = ""
+    kinds: frozenset[str] = frozenset()
+    required: bool = False
+    default: Plain = None
+    has_default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A pipeline is live. `revision` is the commit that the source resolved to; empty for directories."""
+
+    task: str
+    pipeline_class: str
+    components: tuple[Component, ...]
+    parameters: tuple[Parameter, ...]
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A denoising step finished."""
+
+    completed_steps: int
+    total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One finished output."""
+
+    field: str
+    index: int
+    artifact: Artifact
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A generation ended; times in seconds. `generators` are the advanced states, where states were sent."""
+
+    run_seconds: float
+    device_seconds: float
+    encode_seconds: float
+    calls: int
+    joined_calls: int
+    max_joined: int
+    generators: tuple[tuple[str, bytes], ...] = ()
+    fields: Mapping[str, Plain] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """A pipeline is gone; bytes of weights that nobody needs any more."""
+
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker is up. The first thing it says, on no command's behalf."""
+
+    pid: int
+    host: str
+    device: str
+    device_name: str
+    library_versions: Mapping[str, str]
+    embedded_models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Observations since the worker started: how many fell at or below each upper bound, all of them, and their sum."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    count: int
+    sum: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldComponent:
+    """One component in the store, with the handles that use it."""
+
+    digest: str
+    class_name: str
+    weight_bytes: int
+    pipelines: tuple[str, ...]
+    residency: str = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How a worker is; counts are since it started, sizes in bytes.
+
+    `batch_sizes` observes how many requests' calls each batch joined, `step_seconds` the time between denoising steps
+    of a request.
+    """
+
+    total_bytes: int
+    budget_bytes: int
+    weight_bytes: int
+    reserved_bytes: int
+    process_bytes: int
+    components: tuple[HeldComponent, ...]
+    calls: int
+    batches: int
+    joined_calls: int
+    verified_kinds: int
+    refused_kinds: int
+    batch_sizes: Histogram
+    step_seconds: Histogram
+
+
+Event = LoadProgress | Loaded | Progress | Output | Finished | Unloaded | Snapshot
+
+
+# Ends
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The command ended well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The command ended with an error, which is a DenoisedError."""
+
+    error: Exception
+
+
+End = Done | Failed
