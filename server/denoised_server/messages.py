@@ -10,6 +10,27 @@ from dataclasses import dataclass, field
 
 from denoised.values import Artifact, Plain
 
+# What a worker is given at its start
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What one worker needs to know.
+
+    `device` is a torch name such as "cpu" or "cuda:0"; `threads` how many threads compute on a CPU; `budget_bytes` what
+    weights may take, None to let the worker find out; `allow_dirs` the directories that weights may be read from;
+    `max_joined` the most requests that one batch may join; `verbose` turns DEBUG logging on.
+    """
+
+    device: str
+    threads: int
+    budget_bytes: int | None
+    allow_dirs: tuple[str, ...]
+    state_dir: str
+    max_joined: int
+    verbose: bool
+
+
 # What to build
 
 
