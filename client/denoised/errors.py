@@ -28,6 +28,7 @@
     │   ├── ShuttingDownError
     │   └── DaemonUnreachableError    raised by clients; never sent
     ├── DeadlineExceededError (TimeoutError)
+    ├── UnsupportedError (NotImplementedError)    raised by clients; never sent
     └── InternalError
 
 Each class with a `reason` stands for one value of `denoised.v1.ErrorReason`, and travels as a gRPC status with
@@ -251,6 +252,12 @@ class DeadlineExceededError(DenoisedError, TimeoutError):
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"
     __str__ = Exception.__str__
+
+
+class UnsupportedError(DenoisedError, NotImplementedError):
+    """diffusers can do this in one process, but it cannot cross the wire. Raised by clients."""
+
+    code = "UNIMPLEMENTED"
 
 
 class InternalError(DenoisedError):

@@ -17,6 +17,8 @@ from .values import DTYPES, NDARRAY, TENSOR, Artifact, Plain
 
 # Modes that PNG keeps as they are; others travel as TIFF.
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+# Pillow opens many more, some of which start other programs.
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
 ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 
 
@@ -44,7 +46,7 @@ def pack(value: Any) -> Plain:
 
 
 def pack_image(image: Image.Image, media_type: str = "", quality: int = 90) -> Artifact:
-    """Lossless unless the media type says otherwise: PNG at its fastest level, which photographs favour on a network."""
+    """Lossless unless the media type says otherwise: PNG at its fastest level, good for photographs on a network."""
     if media_type == NDARRAY:
         pixels = np.asarray(image)
         return Artifact(NDARRAY, pixels.tobytes(), pixels.dtype.name, pixels.shape)
@@ -124,7 +126,7 @@ def _unpack_image(artifact: Artifact) -> Image.Image:
             hint="Send image/png, image/jpeg, image/webp, image/tiff, application/x-tensor or application/x-ndarray.",
         )
     try:
-        image = Image.open(io.BytesIO(artifact.data))
+        image = Image.open(io.BytesIO(artifact.data), formats=READ_FORMATS)
         image.load()
     except Image.DecompressionBombError as error:
         raise InvalidMediaError("The image has too many pixels.", hint="Send a smaller one.") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import grpc
 from google.protobuf import duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from . import errors
@@ -29,32 +30,44 @@ def to_details(error: DenoisedError) -> bytes:
     if field := error.metadata.get("field"):
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=error.message)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-    return status.SerializeToString()
+    data: bytes = status.SerializeToString()
+    return data
 
 
 def from_call(
-    code: grpc.StatusCode | None, text: str | None, trailing: Iterable[tuple[str, str | bytes]] | None
+    code: grpc.StatusCode | None,
+    text: str | None,
+    trailing: Iterable[tuple[str, str | bytes]] | None,
+    *,
+    target: str = "",
 ) -> DenoisedError:
     """The error that a failed call stands for, whoever sent it."""
     text = text or "the call failed without saying why"
     for key, value in trailing or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            if (error := _from_details(value)) is not None:
-                return error
+        if key == DETAILS_KEY and isinstance(value, bytes) and (error := _from_details(value)) is not None:
+            return error
     match code:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineExceededError("The call took longer than its timeout.")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in text:
             return errors.MessageTooLargeError(text, hint="Send smaller or fewer images in one request.")
         case grpc.StatusCode.UNAVAILABLE:
+            where = f" at {target}" if target else ""
             return errors.DaemonUnreachableError(
-                f"No daemon answers ({text}).", hint="Is `denoised serve` running, and is the target right?"
+                f"No daemon answers{where} ({text}).", hint="Is `denoised serve` running, and is the target right?"
+            )
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return DenoisedError(
+                f"UNIMPLEMENTED: {text}", hint="Is the daemon older than this client, or is it something else?"
             )
     return DenoisedError(f"{code.name if code else 'UNKNOWN'}: {text}")
 
 
 def _from_details(data: bytes) -> DenoisedError | None:
-    status = status_pb2.Status.FromString(data)
+    try:
+        status = status_pb2.Status.FromString(data)
+    except DecodeError:
+        return None
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     retry_after: float | None = None
     for detail in status.details:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 from google.protobuf import struct_pb2
 
@@ -43,7 +43,7 @@ class Artifact:
     shape: tuple[int, ...] = ()
 
 
-Plain: TypeAlias = Union[None, bool, int, float, str, Artifact, Sequence["Plain"], Mapping[str, "Plain"]]
+Plain: TypeAlias = bool | int | float | str | Artifact | Sequence["Plain"] | Mapping[str, "Plain"] | None
 
 
 def artifact_to_proto(artifact: Artifact) -> pb.Artifact:

@@ -1,0 +1,55 @@
+"""Remote diffusers pipelines that feel like local ones.
+
+    from denoised import AutoPipelineForText2Image
+
+    pipe = AutoPipelineForText2Image.from_pretrained("demo")
+    image = pipe("a red apple", num_inference_steps=25).images[0]
+
+A daemon holds the pipelines: start one with `denoised serve`, and name one elsewhere with DENOISED_TARGET or
+`Client("gpu-host:50051")`. `denoised.aio` is the same for asyncio; `denoised.errors` has everything that can go wrong.
+"""
+
+from . import errors
+from .auto_pipeline import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+from .client import Client, default_client
+from .description import Component, Memory
+from .errors import (
+    DaemonUnreachableError,
+    DeadlineExceededError,
+    DenoisedError,
+    InvalidRequestError,
+    LoadError,
+    PipelineNotFoundError,
+    ResourceError,
+    TaskNotSupportedError,
+    UnavailableError,
+)
+from .pipeline import Pipeline
+from .result import PipelineOutput, Timings
+from .stream import Stream
+from .version import __version__
+
+__all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
+    "Client",
+    "Component",
+    "DaemonUnreachableError",
+    "DeadlineExceededError",
+    "DenoisedError",
+    "InvalidRequestError",
+    "LoadError",
+    "Memory",
+    "Pipeline",
+    "PipelineNotFoundError",
+    "PipelineOutput",
+    "ResourceError",
+    "Stream",
+    "TaskNotSupportedError",
+    "Timings",
+    "UnavailableError",
+    "__version__",
+    "default_client",
+    "errors",
+]

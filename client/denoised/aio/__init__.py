@@ -1,0 +1,21 @@
+"""The SDK for asyncio: the same classes, with coroutines where they call the daemon.
+
+async with denoised.aio.AsyncClient("gpu-host:50051") as client:
+    pipe = await denoised.aio.AutoPipelineForText2Image.from_pretrained("demo", client=client)
+    image = (await pipe("a red apple")).images[0]
+"""
+
+from .auto_pipeline import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+from .client import AsyncClient, default_client
+from .pipeline import AsyncPipeline
+from .stream import AsyncStream
+
+__all__ = [
+    "AsyncClient",
+    "AsyncPipeline",
+    "AsyncStream",
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
+    "default_client",
+]

@@ -1,0 +1,112 @@
+"""Pipelines by task, as diffusers' AutoPipeline has them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+from .. import spec
+from ..errors import UnsupportedError
+from ..progress import LoadingBar
+from .client import AsyncClient, default_client
+from .pipeline import AsyncPipeline
+
+
+class _AutoPipeline:
+    config_name: ClassVar[str] = "model_index.json"
+    _task: ClassVar[str]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        name = type(self).__name__
+        raise OSError(
+            f"{name} is designed to be instantiated "
+            f"using the `{name}.from_pretrained(pretrained_model_name_or_path)` or "
+            f"`{name}.from_pipe(pipeline)` methods."
+        )
+
+    @classmethod
+    async def from_pretrained(
+        cls, pretrained_model_or_path: str | os.PathLike[str], *, client: AsyncClient | None = None, **kwargs: Any
+    ) -> AsyncPipeline:
+        """Loads a checkpoint for this task in the daemon.
+
+        Args:
+            pretrained_model_or_path: Repository on the Hub ("owner/name"), directory that the daemon may read, or
+                embedded model such as "demo".
+            client: The daemon to use. Defaults to the one that DENOISED_TARGET names.
+            **kwargs: `torch_dtype` or `dtype` (a torch.dtype or its name; float32 by default), `variant`, `revision`,
+                `use_safetensors`; `ttl` (how long it stays after its last use: seconds or "1h"), `pipeline_id`,
+                `request_id`, `timeout`; and replacements of components and constructor options by name, such as
+                `safety_checker=None`, `requires_safety_checker=False`. Naming `controlnet` selects the ControlNet
+                class, as in diffusers.
+
+        Returns:
+            The pipeline, ready to run.
+
+        Raises:
+            InvalidFieldError: An argument is unknown or cannot work with a daemon.
+            LoadError: The source does not exist, may not be read, or is not whole.
+            TaskNotSupportedError: The checkpoint's family has no class for this task.
+            ResourceError: The weights do not fit.
+        """
+        settings, replaced = spec.split_load_arguments(kwargs)
+        client = client or default_client()
+        with LoadingBar({} if client.progress_bar else {"disable": True}) as bar:
+            return await client.load(
+                pretrained_model_or_path, task=cls._task, overrides=replaced, on_progress=bar, **settings
+            )
+
+    @classmethod
+    async def from_pipe(cls, pipeline: AsyncPipeline, **kwargs: Any) -> AsyncPipeline:
+        """Makes a pipeline for this task from the components of another one, without new memory in the daemon.
+
+        Args:
+            pipeline: A pipeline of this package. Either may be unloaded first.
+            **kwargs: `ttl`, `pipeline_id`, `request_id`, `timeout`, and replacements as in `from_pretrained`.
+                `controlnet=None` removes a ControlNet.
+
+        Returns:
+            The new pipeline.
+
+        Raises:
+            InvalidFieldError: An argument is unknown or cannot work with a daemon.
+            PipelineNotFoundError: The pipeline is gone.
+            TaskNotSupportedError: Its family has no class for this task.
+        """
+        if not isinstance(pipeline, AsyncPipeline):
+            raise UnsupportedError(
+                f"from_pipe: a {type(pipeline).__module__}.{type(pipeline).__name__} does not live in a daemon.",
+                hint=f"Give what {cls.__module__}.{cls.__name__}.from_pretrained returned.",
+            )
+        settings, replaced = spec.split_derive_arguments(kwargs)
+        return await pipeline.client.derive(pipeline, cls._task, overrides=replaced, **settings)
+
+
+class AutoPipelineForText2Image(_AutoPipeline):
+    """Text-to-image pipelines.
+
+    pipe = await AutoPipelineForText2Image.from_pretrained("demo")
+    image = (await pipe("a red apple")).images[0]
+    """
+
+    _task = "text-to-image"
+
+
+class AutoPipelineForImage2Image(_AutoPipeline):
+    """Image-to-image pipelines.
+
+    pipe = await AutoPipelineForImage2Image.from_pipe(pipe_t2i)
+    image = (await pipe("a green apple", image=picture, strength=0.6)).images[0]
+    """
+
+    _task = "image-to-image"
+
+
+class AutoPipelineForInpainting(_AutoPipeline):
+    """Inpainting pipelines.
+
+    pipe = await AutoPipelineForInpainting.from_pipe(pipe_t2i)
+    image = (await pipe("a leaf", image=picture, mask_image=mask)).images[0]
+    """
+
+    _task = "inpainting"

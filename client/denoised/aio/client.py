@@ -1,0 +1,378 @@
+"""A connection to a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+
+from .. import spec
+from ..channel import (
+    MAX_MESSAGE_BYTES,
+    SHORT_CALL_SECONDS,
+    Stubs,
+    call_metadata,
+    channel_options,
+    check_size,
+    failure,
+    resolve_target,
+)
+from ..errors import DenoisedError
+from ..units import Ttl, to_duration
+from ..v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
+from .pipeline import AsyncPipeline
+from .stream import AsyncStream
+
+
+class AsyncClient:
+    """Talks to one daemon. Connects with its first call; use it with `async with`, or close it.
+
+    Every failure is a DenoisedError; `denoised.errors` has the tree.
+
+    Attributes:
+        target: Where the daemon is.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        token: str | None = None,
+        timeout: float | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        progress_bar: bool = True,
+    ) -> None:
+        """Prepares a connection.
+
+        Args:
+            target: "host:port", or any other gRPC target. Defaults to the environment's DENOISED_TARGET, else
+                "127.0.0.1:50051".
+            token: Sent with every call as a bearer token. Defaults to the environment's DENOISED_TOKEN, else none.
+            timeout: Seconds that a call may take when it does not say so itself. By default loads and generations take
+                as long as they need, and short calls at most a minute.
+            credentials: For a daemon that speaks TLS. Defaults to plain text.
+            max_message_bytes: Largest request that is sent and largest response that is taken, in bytes.
+            progress_bar: Whether loads and generations show progress bars on stderr.
+        """
+        self.target = resolve_target(target)
+        self.progress_bar = progress_bar
+        self._timeout = timeout
+        self._credentials = credentials
+        self._max_message_bytes = max_message_bytes
+        self._metadata = call_metadata(token)
+        self._lock = threading.Lock()
+        self._channel: grpc.aio.Channel | None = None
+        self._connected: Stubs | None = None
+        self._is_closed = False
+        self._devices: dict[str, str] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.target}{', closed' if self._is_closed else ''}>"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._is_closed
+
+    async def close(self) -> None:
+        """Ends the connection and every call on it. Pipelines stay in the daemon."""
+        self._is_closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    # Pipelines
+
+    async def load(
+        self,
+        repo_id: str | os.PathLike[str],
+        *,
+        task: str = "",
+        dtype: Any = None,
+        revision: str = "",
+        variant: str = "",
+        use_safetensors: bool | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        ttl: Ttl | None = None,
+        pipeline_id: str = "",
+        request_id: str = "",
+        timeout: float | None = None,
+        on_progress: Callable[[pipeline_service_pb2.LoadProgress], object] | None = None,
+    ) -> AsyncPipeline:
+        """Loads a pipeline and waits until it is ready to run. Leaving early abandons the load.
+
+        Args:
+            repo_id: Repository on the Hub, directory that the daemon may read, or embedded model such as "demo".
+            task: "text-to-image", "image-to-image" or "inpainting". Defaults to the class that the checkpoint names.
+            dtype: Element type of the weights: a torch.dtype or its name. Defaults to float32.
+            revision: Branch, tag or commit. Defaults to "main".
+            variant: Weight variant, such as "fp16".
+            use_safetensors: True for safetensors files only, False for pickled files only, None for what is there.
+            overrides: Components to leave out (None) and constructor options to set, by name.
+            ttl: How long the pipeline stays after its last use: seconds, a timedelta, or text such as "1h".
+            pipeline_id: Id of the handle. Defaults to one that cannot be guessed.
+            request_id: Makes sending the same load again safe, best a UUID.
+            timeout: Seconds it may take.
+            on_progress: Called with each `LoadProgress`.
+
+        Raises:
+            LoadError: The source does not exist, may not be read, or is not whole.
+            TaskNotSupportedError: The checkpoint's family has no class for the task.
+            ResourceError: The weights do not fit.
+            PipelineExistsError: The id is taken by another pipeline.
+        """
+        request = pipeline_service_pb2.LoadPipelineRequest(
+            spec=pipeline_service_pb2.PipelineSpec(
+                repo_id=spec.source(repo_id),
+                revision=revision,
+                variant=variant,
+                task=spec.task_number(task),
+                dtype=spec.dtype_number(dtype),
+                use_safetensors=use_safetensors,
+                overrides=spec.overrides(overrides or {}),
+            ),
+            ttl=None if ttl is None else to_duration(ttl),
+            pipeline_id=pipeline_id,
+            request_id=request_id,
+        )
+        stream: AsyncStream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
+            lambda stubs: stubs.pipelines.LoadPipeline, request, timeout
+        )
+        info: pipeline_service_pb2.Pipeline | None = None
+        async with contextlib.aclosing(aiter(stream)) as events:
+            async for event in events:
+                if event.HasField("pipeline"):
+                    info = event.pipeline
+                elif on_progress is not None:
+                    on_progress(event.progress)
+        if info is None:
+            raise DenoisedError("The daemon ended the load without a pipeline.")
+        return await self._pipeline(info)
+
+    async def derive(
+        self,
+        source: AsyncPipeline | str,
+        task: str,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        ttl: Ttl | None = None,
+        pipeline_id: str = "",
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> AsyncPipeline:
+        """Makes a pipeline for another task from the components of a live one. Takes milliseconds and no memory.
+
+        Args:
+            source: A pipeline or its name.
+            task: "text-to-image", "image-to-image" or "inpainting".
+            overrides: As for `load`.
+            ttl: As for `load`.
+            pipeline_id: As for `load`.
+            request_id: As for `load`.
+            timeout: Seconds it may take.
+
+        Raises:
+            PipelineNotFoundError: There is no such pipeline.
+            TaskNotSupportedError: The source's family has no class for the task, or its weights do not fit it.
+        """
+        request = pipeline_service_pb2.DerivePipelineRequest(
+            source=spec.full_name(source if isinstance(source, str) else source.name),
+            derivation=pipeline_service_pb2.Derivation(
+                task=spec.task_number(task), overrides=spec.overrides(overrides or {})
+            ),
+            ttl=None if ttl is None else to_duration(ttl),
+            pipeline_id=pipeline_id,
+            request_id=request_id,
+        )
+        response: pipeline_service_pb2.DerivePipelineResponse = await self._call(
+            lambda stubs: stubs.pipelines.DerivePipeline, request, timeout
+        )
+        return await self._pipeline(response.pipeline)
+
+    async def pipeline(self, name: str) -> AsyncPipeline:
+        """The live pipeline of that name, "pipelines/{id}" or the id alone.
+
+        Raises:
+            PipelineNotFoundError: There is none, or it expired.
+        """
+        return await self._pipeline(await self.get_info(name))
+
+    async def pipelines(self) -> list[AsyncPipeline]:
+        """All live pipelines, oldest first."""
+        found: list[AsyncPipeline] = []
+        request = pipeline_service_pb2.ListPipelinesRequest(page_size=500)
+        while True:
+            page: pipeline_service_pb2.ListPipelinesResponse = await self._ask(
+                lambda stubs: stubs.pipelines.ListPipelines, request
+            )
+            found.extend([await self._pipeline(info) for info in page.pipelines])
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def get_info(self, name: str) -> pipeline_service_pb2.Pipeline:
+        """What the daemon says about a pipeline. Raises as `pipeline` does."""
+        request = pipeline_service_pb2.GetPipelineRequest(name=spec.full_name(name))
+        response: pipeline_service_pb2.GetPipelineResponse = await self._ask(
+            lambda stubs: stubs.pipelines.GetPipeline, request
+        )
+        return response.pipeline
+
+    async def renew(self, name: str, ttl: Ttl | None = None) -> pipeline_service_pb2.Pipeline:
+        """Sets the lease of a pipeline anew.
+
+        Args:
+            name: "pipelines/{id}" or the id alone.
+            ttl: How long it stays after its last use, from now on. Defaults to what it was.
+
+        Raises:
+            PipelineNotFoundError: There is none, or it expired.
+        """
+        request = pipeline_service_pb2.RenewPipelineRequest(
+            name=spec.full_name(name), ttl=None if ttl is None else to_duration(ttl)
+        )
+        response: pipeline_service_pb2.RenewPipelineResponse = await self._ask(
+            lambda stubs: stubs.pipelines.RenewPipeline, request
+        )
+        return response.pipeline
+
+    async def unload(self, name: str, *, force: bool = False, timeout: float | None = None) -> int:
+        """Lets go of a pipeline and returns the bytes of weights that were freed.
+
+        Args:
+            name: "pipelines/{id}" or the id alone.
+            force: Whether to stop its generations instead of waiting for them.
+            timeout: Seconds it may take.
+
+        Raises:
+            PipelineNotFoundError: There never was such a pipeline. Unloading one again succeeds.
+        """
+        request = pipeline_service_pb2.UnloadPipelineRequest(name=spec.full_name(name), force=force)
+        response: pipeline_service_pb2.UnloadPipelineResponse = await self._call(
+            lambda stubs: stubs.pipelines.UnloadPipeline, request, timeout
+        )
+        return response.freed_bytes
+
+    def watch(self) -> AsyncStream[pipeline_service_pb2.WatchPipelinesResponse]:
+        """What changes: every pipeline there is, then a SYNCED event, then each change as it happens.
+
+        Iterating raises WatchLaggedError when it is too slow to follow; watch again then.
+        """
+        return self._stream(
+            lambda stubs: stubs.pipelines.WatchPipelines, pipeline_service_pb2.WatchPipelinesRequest(), None
+        )
+
+    # Generations
+
+    def generate(
+        self, request: generation_service_pb2.GenerateRequest, *, timeout: float | None = None
+    ) -> AsyncStream[generation_service_pb2.GenerateResponse]:
+        """Runs a pipeline, one level below `pipe(...)`: every event as the daemon sends it.
+
+        Leaving the iteration stops the generation at its next step.
+
+        Args:
+            request: What to run.
+            timeout: Seconds it may take, waiting included.
+
+        Raises:
+            MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
+        """
+        return self._stream(lambda stubs: stubs.generations.Generate, request, timeout)
+
+    # Workers
+
+    async def workers(self) -> list[worker_service_pb2.Worker]:
+        """The processes that own the devices, with their memory and what they do."""
+        found: list[worker_service_pb2.Worker] = []
+        request = worker_service_pb2.ListWorkersRequest(page_size=500)
+        while True:
+            page: worker_service_pb2.ListWorkersResponse = await self._ask(
+                lambda stubs: stubs.workers.ListWorkers, request
+            )
+            found.extend(page.workers)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def server_info(self) -> worker_service_pb2.GetServerInfoResponse:
+        """What the daemon is and what it accepts."""
+        response: worker_service_pb2.GetServerInfoResponse = await self._ask(
+            lambda stubs: stubs.workers.GetServerInfo, worker_service_pb2.GetServerInfoRequest()
+        )
+        return response
+
+    # Calls
+
+    async def _pipeline(self, info: pipeline_service_pb2.Pipeline) -> AsyncPipeline:
+        if info.worker and info.worker not in self._devices:
+            # A worker keeps its name and its device for as long as the daemon runs.
+            with contextlib.suppress(DenoisedError):
+                self._devices |= {worker.name: worker.device for worker in await self.workers()}
+        return AsyncPipeline(self, info, self._devices.get(info.worker, ""))
+
+    def _stubs(self) -> Stubs:
+        with self._lock:
+            if self._is_closed:
+                raise DenoisedError("This client is closed.", hint="Make a new one.")
+            if self._connected is None:
+                options = channel_options(self._max_message_bytes)
+                if self._credentials is None:
+                    self._channel = grpc.aio.insecure_channel(self.target, options=options)
+                else:
+                    self._channel = grpc.aio.secure_channel(self.target, self._credentials, options=options)
+                self._connected = Stubs.of(self._channel)
+            return self._connected
+
+    async def _ask(self, choose: Callable[[Stubs], Any], request: Any) -> Any:
+        return await self._call(choose, request, self._limit(None) or SHORT_CALL_SECONDS)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    async def _call(self, choose: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Any:
+        check_size(request, self._max_message_bytes)
+        method = choose(self._stubs())
+        try:
+            return await method(request, timeout=self._limit(timeout), metadata=self._metadata)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            raise failure(error, self.target) from None
+
+    def _stream(self, choose: Callable[[Stubs], Any], request: Any, timeout: float | None) -> AsyncStream[Any]:
+        check_size(request, self._max_message_bytes)
+        return AsyncStream(
+            lambda: choose(self._stubs())(request, timeout=self._limit(timeout), metadata=self._metadata),
+            self.target,
+        )
+
+
+_defaults: weakref.WeakKeyDictionary[object, dict[tuple[object, ...], AsyncClient]] = weakref.WeakKeyDictionary()
+_defaults_lock = threading.Lock()
+
+
+def default_client() -> AsyncClient:
+    """The client that calls share when they name none: one per target and token that the environment names."""
+    client = AsyncClient()
+    # A process made by fork() must not use its parent's connections.
+    key = (os.getpid(), client.target, client._metadata)
+    with _defaults_lock:
+        # Channels of grpc.aio work in one event loop only.
+        clients = _defaults.setdefault(asyncio.get_running_loop(), {})
+        if key not in clients or clients[key].is_closed:
+            clients[key] = client
+        return clients[key]

@@ -1,0 +1,125 @@
+"""How a client reaches a daemon: target, channel options, retries, and failures as errors of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from . import status
+from .errors import DenoisedError, MessageTooLargeError
+from .v1 import generation_service_pb2_grpc, pipeline_service_pb2_grpc, worker_service_pb2_grpc
+from .version import __version__
+
+DEFAULT_PORT = 50051
+DEFAULT_TARGET = f"127.0.0.1:{DEFAULT_PORT}"
+TARGET_VARIABLE = "DENOISED_TARGET"
+TOKEN_VARIABLE = "DENOISED_TOKEN"
+# gRPC itself stops at 4 MiB, which one large tensor exceeds.
+MAX_MESSAGE_BYTES = 256 * 2**20
+# Bound for calls that only ask the daemon something; loads and generations have none of their own.
+SHORT_CALL_SECONDS = 60.0
+
+IDEMPOTENT = {
+    "denoised.v1.PipelineService": ("GetPipeline", "ListPipelines", "RenewPipeline", "UnloadPipeline"),
+    "denoised.v1.WorkerService": ("ListWorkers", "GetServerInfo"),
+}
+SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [
+                    {"service": name, "method": method} for name, methods in IDEMPOTENT.items() for method in methods
+                ],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """The services of one daemon. Untyped, because gRPC has the same stubs for blocking and asyncio channels."""
+
+    pipelines: Any
+    generations: Any
+    workers: Any
+
+    @classmethod
+    def of(cls, channel: Any) -> Stubs:
+        return cls(
+            pipeline_service_pb2_grpc.PipelineServiceStub(channel),
+            generation_service_pb2_grpc.GenerationServiceStub(channel),
+            worker_service_pb2_grpc.WorkerServiceStub(channel),
+        )
+
+
+def resolve_target(target: str | None) -> str:
+    """Fills in what was left out: the environment's target, and the port."""
+    target = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    # gRPC itself would try port 443.
+    return target if ":" in target else f"{target}:{DEFAULT_PORT}"
+
+
+def is_loopback(target: str) -> bool:
+    """Whether the target names this machine."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = target.rsplit("/", 1)[-1].rsplit(":", 1)[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def channel_options(max_message_bytes: int) -> Sequence[tuple[str, Any]]:
+    return (
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.primary_user_agent", f"denoised-python/{__version__}"),
+        ("grpc.service_config", SERVICE_CONFIG),
+        # Often enough to notice a dead peer within two minutes, rare enough for any server to tolerate.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    )
+
+
+def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    token = token or os.environ.get(TOKEN_VARIABLE)
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def check_size(request: Message, max_message_bytes: int) -> None:
+    """Refuses a request that gRPC would only refuse after copying all of it."""
+    if (size := request.ByteSize()) > max_message_bytes:
+        raise MessageTooLargeError(
+            f"The request takes {size:,} bytes, and this client sends at most {max_message_bytes:,}.",
+            hint="Send smaller or fewer images, or raise max_message_bytes here and in the daemon.",
+        )
+
+
+def failure(error: BaseException, target: str) -> BaseException:
+    """What to raise in place of an exception of gRPC."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            return error
+        # grpc.aio says so as well when the call was cancelled and the task was not: its client was closed.
+        return DenoisedError("The call was cancelled.")
+    call: Any = error
+    return status.from_call(call.code(), call.details(), call.trailing_metadata(), target=target)

@@ -1,0 +1,124 @@
+"""What is known about a pipeline, told to people and programs."""
+
+from __future__ import annotations
+
+import html
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from .spec import TASK_NAMES, dtype_name
+from .units import format_bytes
+from .v1 import pipeline_service_pb2 as pb
+
+RESIDENCIES = {pb.RESIDENCY_DEVICE: "device", pb.RESIDENCY_HOST: "host", pb.RESIDENCY_DISK: "disk"}
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part of a pipeline.
+
+    Attributes:
+        role: Its role, such as "unet".
+        class_name: Its class, such as "UNet2DConditionModel".
+        digest: Identity of its content; empty for parts without weights.
+        weight_bytes: Size of its weights; 0 for parts without weights.
+        dtype: Element type of its weights, such as "float16"; empty for parts without weights.
+        sharers: Pipelines that use this one copy, this pipeline included.
+        residency: Where its weights are: "device", "host" or "disk"; empty for parts without weights.
+    """
+
+    role: str
+    class_name: str
+    digest: str
+    weight_bytes: int
+    dtype: str
+    sharers: int
+    residency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Weights of a pipeline, in bytes.
+
+    Attributes:
+        exclusive_bytes: What goes away with this pipeline.
+        shared_bytes: What other pipelines use as well.
+    """
+
+    exclusive_bytes: int
+    shared_bytes: int
+
+
+def describe_components(info: pb.Pipeline) -> dict[str, Component]:
+    return {
+        part.role: Component(
+            role=part.role,
+            class_name=part.class_name,
+            digest=part.digest,
+            weight_bytes=part.weight_bytes,
+            dtype=dtype_name(part.dtype),
+            sharers=part.sharer_count,
+            residency=RESIDENCIES.get(part.residency, ""),
+        )
+        for part in info.components
+    }
+
+
+def describe_memory(info: pb.Pipeline) -> Memory:
+    return Memory(info.exclusive_bytes, info.shared_bytes)
+
+
+def task_name(info: pb.Pipeline) -> str:
+    return TASK_NAMES.get(info.task, "")
+
+
+def torch_dtype(info: pb.Pipeline) -> Any:
+    """The torch.dtype of the weights, or its name where torch is not in use."""
+    name = dtype_name(info.spec.dtype) or "float32"
+    torch = sys.modules.get("torch")
+    return name if torch is None else getattr(torch, name)
+
+
+def torch_device(device: str) -> Any:
+    """The torch.device, or its name where torch is not in use."""
+    torch = sys.modules.get("torch")
+    return device if torch is None else torch.device(device)
+
+
+def moves(args: tuple[Any, ...], info: pb.Pipeline, device: str) -> list[str]:
+    """What `.to(...)` asks for that is not so already, in words."""
+    asked = []
+    for arg in args:
+        # A torch.dtype says "torch.float16", a torch.device and its name "cuda:0".
+        text = str(arg)
+        if text.startswith("torch."):
+            if text.removeprefix("torch.") != (dtype_name(info.spec.dtype) or "float32"):
+                asked.append(f"dtype {text}: name it in from_pretrained")
+        elif arg is not None and device and text.split(":")[0] != device.split(":")[0]:
+            asked.append(f"device {text}: the daemon runs it on {device}")
+    return asked
+
+
+def as_text(info: pb.Pipeline, target: str) -> str:
+    task = task_name(info) or "its own task"
+    total = format_bytes(info.exclusive_bytes + info.shared_bytes)
+    return (
+        f"<{info.pipeline_class} {info.name} at {target}: {task}, {len(info.components)} components, "
+        f"{total} of weights ({format_bytes(info.shared_bytes)} shared)>"
+    )
+
+
+def as_html(info: pb.Pipeline, target: str) -> str:
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(part)) + "</tr>"
+        for part in describe_components(info).values()
+    )
+    heads = "".join(f"<th>{head}</th>" for head in ("component", "class", "weights", "dtype", "used by"))
+    return f"<p><code>{html.escape(as_text(info, target))}</code></p><table><tr>{heads}</tr>{rows}</table>"
+
+
+def _row(part: Component) -> tuple[str, ...]:
+    if not part.weight_bytes:
+        return part.role, part.class_name, "", "", ""
+    return part.role, part.class_name, format_bytes(part.weight_bytes), part.dtype, f"{part.sharers}"

@@ -1,0 +1,141 @@
+"""What a pipeline returns: diffusers' output classes with seeds and timings."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from . import media
+from .units import from_duration
+from .v1 import generation_service_pb2 as pb
+from .values import NDARRAY, artifact_from_proto, from_proto
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a generation went.
+
+    Attributes:
+        queue_seconds: Waiting to be admitted.
+        run_seconds: From admission until the pipeline returned.
+        device_seconds: On the device in calls of this generation; a joined call counts in full.
+        encode_seconds: Encoding outputs.
+        calls: Component calls it made.
+        joined_calls: Calls that were joined with those of other generations.
+        max_joined: Most generations that shared one of its calls, itself included.
+    """
+
+    queue_seconds: float
+    run_seconds: float
+    device_seconds: float
+    encode_seconds: float
+    calls: int
+    joined_calls: int
+    max_joined: int
+
+
+class PipelineOutput:
+    """The result of `pipe(...)`, as diffusers' `BaseOutput`.
+
+    Fields are attributes, keys, and positions that skip those that are None: `result.images`, `result["images"]` and
+    `result[0]` are the same.
+
+    Attributes:
+        images: A list of PIL images; for `output_type` "np" an array of shape (count, height, width, channels) in
+            0…1, for "pt" a tensor of shape (count, channels, height, width), for "latent" a tensor of the family's own
+            shape.
+        seeds: What its random generators started from, one for the whole call or one per image. Empty when the caller
+            gave generators.
+        timings: Where the time went.
+    """
+
+    images: Any
+    seeds: tuple[int, ...]
+    timings: Timings
+
+    def __init__(self, fields: dict[str, Any], *, seeds: tuple[int, ...], timings: Timings) -> None:
+        self._fields = fields
+        self.seeds = seeds
+        self.timings = timings
+
+    def __getattr__(self, name: str) -> Any:
+        fields = self.__dict__.get("_fields", {})
+        if name in fields:
+            return fields[name]
+        raise AttributeError(f"The pipeline returned no {name!r}; there is " + ", ".join([*fields, "seeds", "timings"]))
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._present()
+
+    def __repr__(self) -> str:
+        fields = [f"{name}={reprlib.repr(value)}" for name, value in self._fields.items()]
+        return f"PipelineOutput({', '.join([*fields, f'seeds={self.seeds}'])})"
+
+    def keys(self) -> KeysView[str]:
+        return self._present().keys()
+
+    def values(self) -> ValuesView[Any]:
+        return self._present().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        return self._present().items()
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """All fields that are not None, in order."""
+        return tuple(self._present().values())
+
+    def all_fields(self) -> tuple[Any, ...]:
+        """All fields, in order: what diffusers returns for `return_dict=False`."""
+        return tuple(self._fields.values())
+
+    def _present(self) -> dict[str, Any]:
+        return {name: value for name, value in self._fields.items() if value is not None}
+
+
+def assemble(outputs: Sequence[pb.Output], summary: pb.Summary, *, is_pil: bool) -> PipelineOutput:
+    """Puts what arrived in pieces together. Media come first, as in diffusers' classes, then the rest by name."""
+    fields: dict[str, Any] = {}
+    for output in sorted(outputs, key=lambda output: output.index):
+        value, is_whole = _decode(output, is_pil=is_pil)
+        if is_whole:
+            fields[output.field] = value
+        else:
+            fields.setdefault(output.field, []).append(value)
+    for name in sorted(summary.fields):
+        fields.setdefault(name, media.unpack(from_proto(summary.fields[name])))
+    timings = Timings(
+        queue_seconds=from_duration(summary.queue_duration),
+        run_seconds=from_duration(summary.run_duration),
+        device_seconds=from_duration(summary.device_duration),
+        encode_seconds=from_duration(summary.encode_duration),
+        calls=summary.call_count,
+        joined_calls=summary.joined_call_count,
+        max_joined=summary.max_joined_requests,
+    )
+    return PipelineOutput(fields, seeds=tuple(summary.seeds), timings=timings)
+
+
+def _decode(output: pb.Output, *, is_pil: bool) -> tuple[Any, bool]:
+    value = media.unpack(artifact_from_proto(output.artifact))
+    if is_pil and output.artifact.media_type == NDARRAY:
+        return _image(value), False
+    return value, not isinstance(value, Image.Image)
+
+
+def _image(pixels: np.ndarray[Any, Any]) -> Image.Image:
+    # Pillow wants grey images without a dimension for their one channel.
+    return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
