@@ -1,0 +1,1 @@
+"""One process that owns one device. Only here is torch imported."""

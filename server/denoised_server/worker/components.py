@@ -1,0 +1,91 @@
+"""The component store: one nn.Module per content, and who uses it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from denoised_server.messages import HeldComponent
+from torch import nn
+
+from . import seam
+
+
+@dataclass(slots=True)
+class Held:
+    """One component in memory. `digest` is the identity of its content."""
+
+    digest: str
+    module: nn.Module
+    weight_bytes: int
+    users: set[str] = field(default_factory=set)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of the module's distinct storages: tied and viewed weights count once."""
+    tensors = [*module.parameters(), *module.buffers()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def dtype_name(module: nn.Module) -> str:
+    """Element type of the first floating-point weight, as torch names it; empty without one."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return str(parameter.dtype).removeprefix("torch.")
+    return ""
+
+
+class ComponentStore:
+    """Owns every component of the worker. A component stays while a pipeline uses it."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Held] = {}
+        self._lock = threading.Lock()
+
+    def acquire(self, digest: str, user: str) -> nn.Module | None:
+        """The component of this content, used by one more pipeline; None when it is not held."""
+        with self._lock:
+            held = self._held.get(digest)
+            if held is None:
+                return None
+            held.users.add(user)
+            return held.module
+
+    def add(self, digest: str, module: nn.Module, user: str) -> Held:
+        with self._lock:
+            seam.watch(module)
+            held = self._held[digest] = Held(digest, module, weight_bytes(module), {user})
+            return held
+
+    def find(self, module: nn.Module) -> Held | None:
+        with self._lock:
+            return next((held for held in self._held.values() if held.module is module), None)
+
+    def release(self, user: str) -> list[str]:
+        """The pipeline is gone; returns the digests of components that went with it."""
+        gone = []
+        with self._lock:
+            for digest, held in list(self._held.items()):
+                held.users.discard(user)
+                if not held.users:
+                    del self._held[digest]
+                    seam.unwatch(held.module)
+                    gone.append(digest)
+        return gone
+
+    def snapshot(self) -> tuple[HeldComponent, ...]:
+        with self._lock:
+            return tuple(
+                HeldComponent(held.digest, type(held.module).__name__, held.weight_bytes, tuple(sorted(held.users)))
+                for held in self._held.values()
+            )
+
+    def share(self, modules: Iterable[nn.Module], user: str) -> None:
+        """One more pipeline uses these components."""
+        wanted = {id(module) for module in modules}
+        with self._lock:
+            for held in self._held.values():
+                if id(held.module) in wanted:
+                    held.users.add(user)

@@ -1,0 +1,251 @@
+"""From arguments to `pipeline.__call__` to outputs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from denoised import media
+from denoised.errors import (
+    DenoisedError,
+    DeviceOutOfMemoryError,
+    InternalError,
+    InvalidFieldError,
+    PipelineRejectedError,
+)
+from denoised.values import Plain
+from denoised_server.messages import Finished, Generate, Output, Progress
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from .observations import Observations
+
+logger = logging.getLogger(__name__)
+
+STEP_SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+PATH = re.compile(r"(?:/[\w.@+-]+){2,}/?")
+
+
+class Steps:
+    """Counts denoising steps of one request, across the stages of its pipeline.
+
+    Steps are those of the request's own noise schedulers, which every family has; how many there will be is said by the
+    progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none.
+    """
+
+    def __init__(self, emit: Callable[[Progress], None], step_seconds: Observations) -> None:
+        self._emit, self._step_seconds = emit, step_seconds
+        self._done = self._before = self._calls = self._stage = 0
+        self._last: float | None = None
+
+    def watch(self, scheduler: Any) -> None:
+        step = scheduler.step
+
+        @functools.wraps(step)
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            self._stepped(scheduler)
+            return result
+
+        scheduler.step = counting
+
+    def bar(self, iterable: Any = None, total: int | None = None) -> _Bar:
+        if total is None and hasattr(iterable, "__len__"):
+            total = len(iterable)
+        self._before, self._calls, self._stage = self._done, 0, total or 0
+        return _Bar(iterable)
+
+    def _stepped(self, scheduler: Any) -> None:
+        self._calls += 1
+        order = getattr(scheduler, "order", 1)
+        total = self._stage or math.ceil(len(scheduler.timesteps) / order)
+        # Schedulers of order 2 are stepped twice for each step but the last.
+        self._done = self._before + min(total, math.ceil(self._calls / order))
+        now = time.perf_counter()
+        if self._last is not None:
+            self._step_seconds.observe(now - self._last)
+        self._last = now
+        self._emit(Progress(self._done, self._before + total))
+
+
+class _Bar:
+    """Stands in for tqdm on the daemon's side; the caller's bar is in the caller's terminal."""
+
+    def __init__(self, iterable: Any = None) -> None:
+        self._iterable = iterable
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+class Generation:
+    """One request: prepared and encoded off the engine's thread, run on it."""
+
+    def __init__(
+        self,
+        command: Generate,
+        pipeline: DiffusionPipeline,
+        device: torch.device,
+        emit: Callable[[Progress | Output], None],
+        step_seconds: Observations,
+    ) -> None:
+        self._command, self._pipeline, self._device, self._emit = command, pipeline, device, emit
+        self._steps = Steps(emit, step_seconds)
+        self._generators: list[torch.Generator] = []
+        self._arguments: dict[str, Any] = {}
+        self._began = 0.0
+        self.run_seconds = 0.0
+
+    def prepare(self) -> None:
+        """Decodes the arguments. Raises InvalidMediaError and InvalidFieldError."""
+        arguments = {name: media.unpack(value) for name, value in self._command.arguments.items()}
+        _check_mask(arguments)
+        self._generators = list(self._make_generators())
+        generator: Any = self._generators
+        if len(self._generators) == 1:
+            generator = self._generators[0]
+        self._arguments = arguments | {
+            "generator": generator,
+            "output_type": self._command.output_type,
+            "return_dict": True,
+        }
+
+    def run(self) -> Any:
+        """On the engine's thread: diffusers' own call, on a view of the pipeline that is this request's alone."""
+        self._began = time.perf_counter()
+        try:
+            return _view(self._pipeline, self._steps, {})(**self._arguments)
+        finally:
+            self.run_seconds = time.perf_counter() - self._began
+
+    def outputs(self, result: Any) -> tuple[Mapping[str, Plain], float]:
+        """Encodes and emits each output; returns the result's other fields, and the seconds it took."""
+        began = time.perf_counter()
+        fields: dict[str, Plain] = {}
+        for name, value in _fields(result).items():
+            images = isinstance(value, list | tuple) and value and all(isinstance(i, Image.Image) for i in value)
+            if images:
+                for index, image in enumerate(value):
+                    artifact = media.pack_image(image, self._command.media_type, self._command.quality)
+                    self._emit(Output(name, index, artifact, self._seed(index)))
+            elif isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+                packed = media.pack(value)
+                if isinstance(packed, media.Artifact):
+                    self._emit(Output(name, 0, packed, self._seed(0)))
+                else:
+                    fields[name] = packed
+            else:
+                fields[name] = media.pack(value)
+        return fields, time.perf_counter() - began
+
+    def generators(self) -> tuple[tuple[str, bytes], ...]:
+        """Advanced states of the generators that the caller sent."""
+        if not self._command.generators:
+            return ()
+        return tuple((generator.device.type, generator.get_state().numpy().tobytes()) for generator in self._generators)
+
+    def _seed(self, index: int) -> int | None:
+        seeds = self._command.seeds
+        if not seeds:
+            return None
+        return seeds[index] if index < len(seeds) else seeds[0]
+
+    def _make_generators(self) -> Iterator[torch.Generator]:
+        for seed in self._command.seeds:
+            # On the CPU whatever the device is: the same seed gives the same image everywhere.
+            yield torch.Generator("cpu").manual_seed(seed)
+        for device, state in self._command.generators:
+            if device != "cpu" and device != self._device.type:
+                raise InvalidFieldError.of(
+                    "sampling.generators", f"this worker has no {device!r} device.", hint="Use a CPU generator."
+                )
+            generator = torch.Generator(device)
+            try:
+                generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+            except (RuntimeError, ValueError, TypeError):
+                raise InvalidFieldError.of(
+                    "sampling.generators", "the state is not one that torch.Generator.get_state returned."
+                ) from None
+            yield generator
+
+
+def failure(error: BaseException) -> DenoisedError:
+    """What a pipeline raised, as one of ours. The log has the rest."""
+    if isinstance(error, DenoisedError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        logger.warning("out of memory while running")
+        return DeviceOutOfMemoryError(
+            "The device ran out of memory while running.",
+            hint="Ask for fewer or smaller images, or unload a pipeline.",
+            retry_after=1.0,
+        )
+    if isinstance(error, ValueError | TypeError | NotImplementedError):
+        logger.debug("a pipeline refused its arguments", exc_info=error)
+        text = PATH.sub("…", " ".join(str(error).split()))[:500]
+        return PipelineRejectedError(f"The pipeline refused its arguments: {text}")
+    logger.error("a pipeline failed", exc_info=error)
+    return InternalError(f"The pipeline failed with {type(error).__name__}.", hint="The daemon's log has the rest.")
+
+
+def finished(generation: Generation, request: Any, fields: Mapping[str, Plain], encode_seconds: float) -> Finished:
+    return Finished(
+        run_seconds=generation.run_seconds,
+        device_seconds=request.device_seconds,
+        encode_seconds=encode_seconds,
+        calls=request.calls,
+        joined_calls=request.joined_calls,
+        max_joined=request.max_joined,
+        generators=generation.generators(),
+        fields=fields,
+    )
+
+
+def _view(pipeline: DiffusionPipeline, steps: Steps, schedulers: dict[int, Any]) -> DiffusionPipeline:
+    """The same components under a pipeline object and noise schedulers of the request's own, in sub-pipelines too."""
+    view = copy.copy(pipeline)
+    own: dict[str, Any] = {"progress_bar": steps.bar}
+    for name, value in vars(pipeline).items():
+        if isinstance(value, DiffusionPipeline):
+            own[name] = _view(value, steps, schedulers)
+        elif hasattr(value, "set_timesteps") and hasattr(value, "step"):
+            if id(value) not in schedulers:
+                schedulers[id(value)] = copy.deepcopy(value)
+                steps.watch(schedulers[id(value)])
+            own[name] = schedulers[id(value)]
+    # Not by setattr, which would rewrite the configuration that the view shares.
+    vars(view).update(own)
+    return view
+
+
+def _fields(result: Any) -> dict[str, Any]:
+    if isinstance(result, Mapping):
+        return dict(result)
+    parts = result if isinstance(result, tuple | list) else (result,)
+    return {f"output_{index}": part for index, part in enumerate(parts)}
+
+
+def _check_mask(arguments: Mapping[str, Any]) -> None:
+    image, mask = arguments.get("image"), arguments.get("mask_image")
+    if isinstance(image, Image.Image) and isinstance(mask, Image.Image) and image.size != mask.size:
+        raise InvalidFieldError.of(
+            "mask_image",
+            f"is {mask.width}×{mask.height} pixels and `image` is {image.width}×{image.height}.",
+            hint="Scale one to the size of the other.",
+        )

@@ -1,0 +1,75 @@
+"""What a pipeline's `__call__` takes."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import types
+import typing
+from typing import Any
+
+import numpy as np
+import torch
+from denoised_server.messages import Parameter
+from PIL import Image
+
+KINDS: dict[Any, str] = {
+    type(None): "none",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    list: "list",
+    tuple: "list",
+    collections.abc.Sequence: "list",
+    dict: "dict",
+    torch.Tensor: "artifact",
+    np.ndarray: "artifact",
+    Image.Image: "artifact",
+}
+
+
+@functools.cache
+def parameters(pipeline_class: type) -> tuple[Parameter, ...]:
+    """In the order of the signature, `self` and catch-alls left out."""
+    found = []
+    for parameter in list(inspect.signature(pipeline_class.__call__).parameters.values())[1:]:
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            continue
+        required = parameter.default is inspect.Parameter.empty
+        plain = parameter.default is None or isinstance(parameter.default, bool | int | float | str)
+        annotation = "" if parameter.annotation is inspect.Parameter.empty else _spell(parameter.annotation)
+        found.append(
+            Parameter(
+                name=parameter.name,
+                annotation=annotation,
+                kinds=_kinds(parameter),
+                required=required,
+                default=parameter.default if plain and not required else None,
+                has_default=plain and not required,
+            )
+        )
+    return tuple(found)
+
+
+def _kinds(parameter: inspect.Parameter) -> frozenset[str]:
+    """Plain kinds that the annotation allows; empty when it says nothing that can be checked."""
+    if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
+        return frozenset()
+    kinds = {KINDS.get(member, "") for member in _members(parameter.annotation)}
+    if "" in kinds:
+        return frozenset()
+    # Annotated `int = None` in many places.
+    return frozenset(kinds | {"none"}) if parameter.default is None else frozenset(kinds)
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return [member for part in typing.get_args(annotation) for member in _members(part)]
+    return [origin or annotation]
+
+
+def _spell(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)

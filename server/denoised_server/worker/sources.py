@@ -1,0 +1,105 @@
+"""Where weights may come from: embedded models, allowed directories, the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from denoised.errors import InvalidFieldError, NotAPipelineError, RepoNotFoundError, SourceNotAllowedError
+from denoised_server import demo
+from diffusers import DiffusionPipeline
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = {"demo": demo.CHECKPOINT}
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint on this machine. `revision` is the Hub's commit; empty for directories and embedded models."""
+
+    folder: Path
+    revision: str = ""
+
+
+class Sources:
+    """Resolves what callers name. Callers cannot reach a directory outside the allowed ones, by links neither."""
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        roots = [*map(Path, allowed), Path(HF_HUB_CACHE), *EMBEDDED.values()]
+        self._allowed = tuple(root.expanduser().resolve() for root in roots)
+
+    def pipeline(
+        self, repo_id: str, *, revision: str = "", variant: str = "", use_safetensors: bool | None = None
+    ) -> Source:
+        """The folder of a pipeline; downloads a Hub repository that is not in the cache yet."""
+        source = self._local(repo_id)
+        if source is None:
+            source = self._download(repo_id, revision=revision, variant=variant, use_safetensors=use_safetensors)
+        if not (source.folder / "model_index.json").is_file():
+            raise NotAPipelineError(
+                f"{repo_id!r} is no diffusers pipeline: it has no model_index.json.",
+                hint="Name the folder that `save_pretrained` wrote, or a repository with the tag `diffusers`.",
+            )
+        return source
+
+    def component(self, repo_id: str, *, subfolder: str = "", revision: str = "", variant: str = "") -> Source:
+        """The folder of one component."""
+        source = self._local(repo_id)
+        if source is None:
+            source = self._download(repo_id, revision=revision, variant=variant, use_safetensors=None)
+        folder = (source.folder / subfolder).resolve()
+        if not folder.is_relative_to(source.folder.resolve()):
+            raise SourceNotAllowedError(f"{subfolder!r} leads out of {repo_id!r}.", hint="Name a folder inside it.")
+        if not (folder / "config.json").is_file():
+            raise NotAPipelineError(f"There is no component in {subfolder or '.'!r} of {repo_id!r}: no config.json.")
+        return Source(folder, source.revision)
+
+    def _local(self, repo_id: str) -> Source | None:
+        if repo_id in EMBEDDED:
+            return Source(EMBEDDED[repo_id])
+        if not repo_id or len(repo_id) > 1024 or "\0" in repo_id:
+            raise InvalidFieldError.of(
+                "spec.repo_id", "is missing or longer than 1,024 characters.", hint="Name a repository or a directory."
+            )
+        if not repo_id.startswith(("/", "~", ".")):
+            return None
+        folder = Path(repo_id).expanduser().resolve()
+        # Allowed or not comes first: whether a path outside exists is nobody's business.
+        if not any(folder.is_relative_to(root) for root in self._allowed):
+            raise SourceNotAllowedError(
+                f"The daemon may not read {repo_id!r}.", hint="Start it with `--allow-dir` for a directory above."
+            )
+        if not folder.is_dir():
+            raise RepoNotFoundError(f"There is no directory {repo_id!r} on the daemon's machine.")
+        return Source(folder)
+
+    def _download(self, repo_id: str, *, revision: str, variant: str, use_safetensors: bool | None) -> Source:
+        if not REPO_ID.fullmatch(repo_id):
+            raise InvalidFieldError.of(
+                "spec.repo_id",
+                f"{repo_id[:100]!r} is neither a repository id nor an absolute directory.",
+                hint='Write "owner/name", or a directory from its root.',
+            )
+        try:
+            folder = DiffusionPipeline.download(
+                repo_id,
+                revision=revision or None,
+                variant=variant or None,
+                use_safetensors=use_safetensors,
+            )
+        except (OSError, HFValidationError, ValueError) as error:
+            logger.debug("download of %s failed", repo_id, exc_info=True)
+            where = f" at revision {revision!r}" if revision else ""
+            raise RepoNotFoundError(
+                f"The repository {repo_id!r}{where} cannot be had: {type(error).__name__}.",
+                hint="Check its name, its revision and variant, whether it is gated, and the daemon's network.",
+            ) from None
+        path = Path(folder)
+        return Source(path, path.name if path.parent.name == "snapshots" else "")
