@@ -1,0 +1,73 @@
+"""The command `denoised`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..version import __version__
+from .generate import generate
+from .options import EXIT_CODES, Commands
+from .pipelines import derive, load, ps, unload
+from .serve import serve
+from .workers import workers
+
+app = typer.Typer(
+    name="denoised",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"denoised {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def denoised(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Keep diffusers pipelines live in a daemon, and use them from anywhere.
+
+    [bold]A first picture[/bold]
+
+    [cyan]denoised serve &[/cyan]
+
+    [cyan]denoised load demo --id apples[/cyan]
+
+    [cyan]denoised generate apples -p "a red apple" -o apple.png[/cyan]
+
+    [bold]Another task on the same weights[/bold]
+
+    [cyan]denoised derive apples --task image-to-image --id apples-i2i[/cyan]
+
+    [cyan]denoised generate apples-i2i -p "a green apple" --image apple.png -o green.png[/cyan]
+
+    [bold]What is held, and what it costs[/bold]
+
+    [cyan]denoised ps[/cyan]
+
+    [cyan]denoised unload apples apples-i2i[/cyan]
+
+    Commands talk to 127.0.0.1:50051; name another daemon with --target or DENOISED_TARGET.
+    """
+
+
+app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(serve)
+app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(workers)
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(load)
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(derive)
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(ps)
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(unload)
+app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(generate)
+
+__all__ = ["app"]

@@ -1,0 +1,185 @@
+"""`denoised generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+
+from ..errors import DenoisedError
+from ..result import PipelineOutput
+from .console import print_json
+from .options import DefaultTarget, Json, Target, Token, check_writable, connect, fail, parse_assignments
+
+
+class Batching(enum.StrEnum):
+    """As `denoised.v1.Batching`."""
+
+    ALLOW = "allow"
+    FORBID = "forbid"
+
+
+Source = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, rich_help_panel="Input")]
+
+
+def generate(
+    name: Annotated[str, typer.Argument(help="The pipeline to run: its handle, or the id alone.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What to make.", rich_help_panel="Input")] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write the image; the ending chooses the format, - is stdout. Several images become "
+            "image-0.png, image-1.png, …",
+        ),
+    ] = Path("image.png"),
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What to steer away from.", rich_help_panel="Input")
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Image to start from, for image-to-image and inpainting.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Where to paint, for inpainting: white is painted, black is kept.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel="Sampling")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Strength of classifier-free guidance.", rich_help_panel="Sampling")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How far to move away from the image, from 0 to 1.", rich_help_panel="Sampling"),
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Sampling")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Sampling")] = None,
+    num_images: Annotated[
+        int | None, typer.Option(help="Images to make in one go.", rich_help_panel="Sampling")
+    ] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Makes the result repeatable. Once, or once per image. Printed when it is left out.",
+            rich_help_panel="Sampling",
+        ),
+    ] = None,
+    arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Any other argument of the pipeline's __call__, as JSON or text. Repeatable.",
+            metavar="NAME=JSON",
+            rich_help_panel="Sampling",
+        ),
+    ] = None,
+    batching: Annotated[
+        Batching,
+        typer.Option(help="forbid gives the bits that diffusers gives alone.", rich_help_panel="Running"),
+    ] = Batching.ALLOW,
+    priority: Annotated[
+        int, typer.Option(min=-100, max=100, help="Higher runs earlier.", rich_help_panel="Running")
+    ] = 0,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds it may take, waiting included.", rich_help_panel="Running")
+    ] = None,
+    json: Json = False,
+    target: Target = DefaultTarget,
+    token: Token = None,
+) -> None:
+    """Run a pipeline and write what it makes.
+
+    Whatever is left out keeps the pipeline's own default. Ctrl-C stops the generation in the daemon too.
+
+    [bold]Examples[/bold]
+
+    [cyan]denoised generate apples -p "a red apple" -o apple.png --steps 20 --seed 7[/cyan]
+
+    [cyan]denoised generate apples-i2i -p "a green apple" --image apple.png --strength 0.6[/cyan]
+
+    [cyan]denoised generate apples-inpaint -p "a leaf" --image apple.png --mask stalk.png[/cyan]
+
+    [cyan]denoised generate xl -p "a harbour" --arg guidance_rescale=0.7 --arg prompt_2='"oil on canvas"'[/cyan]
+    """
+    arguments: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "image": image and _read(image),
+        "mask_image": mask and _read(mask),
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "strength": strength,
+        "width": width,
+        "height": height,
+        "num_images_per_prompt": num_images,
+    }
+    # What was not said is not sent: diffusers takes None for a value.
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    arguments |= parse_assignments(arg, "--arg")
+    seeds = seed[0] if seed and len(seed) == 1 else seed or None
+    _check(output)
+    with connect(target, token) as client:
+        pipe = client.pipeline(name)
+        pipe.set_progress_bar_config(disable=None)
+        result = pipe(batching=batching.value, priority=priority, timeout=timeout, seed=seeds, **arguments)
+    written = _write(result.images, output)
+    if json:
+        print_json(
+            {"images": written, "seeds": list(result.seeds), "timings": dataclasses.asdict(result.timings)}
+            | {name: result[name] for name in result if name != "images"}
+        )
+    elif str(output) != "-":
+        _tell(result, written)
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DenoisedError(f"{path} is not an image that can be read.", hint="Give a PNG, JPEG or WebP.") from error
+    return picture
+
+
+def _check(output: Path) -> None:
+    if str(output) == "-":
+        return
+    check_writable(output)
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise typer.BadParameter(f"{output.name} names no image format.", param_hint="--output")
+
+
+def _write(images: Any, output: Path) -> list[str]:
+    if not isinstance(images, list):
+        fail("The pipeline returned tensors, not images.", 'Leave out --arg output_type, or use "pil".')
+    if str(output) == "-":
+        images[0].save(sys.stdout.buffer, "PNG")
+        return ["-"]
+    paths = [output.with_stem(f"{output.stem}-{index}") for index in range(len(images))]
+    paths = [output] if len(images) == 1 else paths
+    for picture, path in zip(images, paths, strict=True):
+        picture.save(path)
+    return [str(path) for path in paths]
+
+
+def _tell(result: PipelineOutput, written: list[str]) -> None:
+    seeds = ", ".join(map(str, result.seeds))
+    timings = result.timings
+    typer.echo(
+        f"{' '.join(written)}  (seed {seeds}; {timings.run_seconds:.2f} s, {timings.queue_seconds:.2f} s queued)"
+    )

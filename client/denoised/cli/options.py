@@ -1,0 +1,111 @@
+"""What the commands have in common: options, the connection, and how failures end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..channel import DEFAULT_TARGET, TARGET_VARIABLE, TOKEN_VARIABLE
+from ..client import Client
+from ..errors import DenoisedError
+from ..units import to_seconds
+
+EXIT_CODES = "[dim]Exit codes: 0 it worked · 1 it failed, stderr says why · 2 wrong usage · 130 interrupted.[/dim]"
+
+Target = Annotated[
+    str,
+    typer.Option(
+        envvar=TARGET_VARIABLE, help="Where the daemon is.", metavar="HOST:PORT", rich_help_panel="Connection"
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar=TOKEN_VARIABLE, help="Bearer token, if the daemon asks for one.", rich_help_panel="Connection"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text for people.")]
+Ttl = Annotated[
+    str | None,
+    typer.Option(
+        help="How long it stays after its last use, such as 90s, 30m, 1h, 2d. Defaults to the daemon's setting.",
+        metavar="DURATION",
+    ),
+]
+PipelineId = Annotated[
+    str | None,
+    typer.Option(
+        "--id",
+        help="Name it yourself: lower-case letters, digits and hyphens. Defaults to an id that cannot be guessed.",
+        metavar="ID",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        help="Leave a component out (safety_checker=null) or set a constructor option (requires_safety_checker=false). "
+        "Repeatable.",
+        metavar="ROLE=JSON",
+    ),
+]
+
+DefaultTarget = DEFAULT_TARGET
+
+
+class Commands(TyperGroup):
+    """Ends failed commands with a sentence and a hint instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DenoisedError as error:
+            fail(error.message, error.hint)
+        except OSError as error:
+            # Files that cannot be read or written; what a daemon says is a DenoisedError.
+            fail(str(error))
+
+
+def fail(message: str, hint: str = "") -> None:
+    """Says on stderr what went wrong and ends with exit code 1."""
+    typer.secho(f"error: {message}", fg="red", err=True)
+    if hint:
+        typer.echo(f"hint:  {hint}", err=True)
+    raise typer.Exit(1)
+
+
+def connect(target: str, token: str | None) -> Client:
+    return Client(target, token=token)
+
+
+def parse_ttl(text: str | None) -> float | None:
+    """Raises typer.BadParameter for what is no duration."""
+    if text is None:
+        return None
+    try:
+        return to_seconds(text)
+    except DenoisedError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def parse_assignments(items: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """ "name=json" items as a dict; what is no JSON counts as text. Raises typer.BadParameter without "="."""
+    values: dict[str, Any] = {}
+    for item in items or ():
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"{item!r} is not of the form NAME=VALUE.", param_hint=option)
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def check_writable(path: Path) -> None:
+    """Raises typer.BadParameter before work is done whose result could not be kept."""
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"The directory {path.parent} does not exist.", param_hint="--output")

@@ -1,0 +1,177 @@
+"""`denoised load`, `derive`, `ps` and `unload`."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+
+from ..progress import LoadingBar
+from ..spec import TASKS
+from ..units import format_bytes
+from ..v1 import pipeline_service_pb2 as pb
+from .console import ago, print_json, print_table, to_json, until
+from .options import (
+    DefaultTarget,
+    Json,
+    Overrides,
+    PipelineId,
+    Target,
+    Token,
+    Ttl,
+    connect,
+    parse_assignments,
+    parse_ttl,
+)
+
+Task = enum.StrEnum("Task", {name.replace("-", "_"): name for name in TASKS})  # type: ignore[misc]
+
+
+def load(
+    repo: Annotated[
+        str,
+        typer.Argument(
+            help="A repository on the Hugging Face Hub (owner/name), a directory that the daemon may read, or an "
+            "embedded model such as demo."
+        ),
+    ],
+    task: Annotated[
+        Task | None, typer.Option(help="What it is for. Defaults to the class that the checkpoint names.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Element type of the weights: float32 (the default), float16, bfloat16 or float64."),
+    ] = None,
+    pipeline_id: PipelineId = None,
+    ttl: Ttl = None,
+    variant: Annotated[str, typer.Option(help="Weight variant, such as fp16.")] = "",
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit. Defaults to main.")] = "",
+    override: Overrides = None,
+    json: Json = False,
+    target: Target = DefaultTarget,
+    token: Token = None,
+) -> None:
+    """Load a pipeline and print its handle.
+
+    Components whose content is already on the device are shared, not loaded again.
+
+    [bold]Examples[/bold]
+
+    [cyan]denoised load demo[/cyan]
+
+    [cyan]denoised load stabilityai/stable-diffusion-xl-base-1.0 --dtype float16 --variant fp16 --ttl 2h[/cyan]
+
+    [cyan]PIPE=$(denoised load demo --task text-to-image --override safety_checker=null)[/cyan]
+    """
+    overrides, seconds = parse_assignments(override, "--override"), parse_ttl(ttl)
+    with connect(target, token) as client, LoadingBar({"disable": None}) as bar:
+        pipe = client.load(
+            repo,
+            task=task or "",
+            dtype=dtype,
+            variant=variant,
+            revision=revision,
+            overrides=overrides,
+            ttl=seconds,
+            pipeline_id=pipeline_id or "",
+            on_progress=bar,
+        )
+    _print_handle(pipe.info, json=json)
+
+
+def derive(
+    name: Annotated[str, typer.Argument(help="The pipeline whose components to use: its handle, or the id alone.")],
+    task: Annotated[Task, typer.Option(help="What the new pipeline is for.")],
+    pipeline_id: PipelineId = None,
+    ttl: Ttl = None,
+    override: Overrides = None,
+    json: Json = False,
+    target: Target = DefaultTarget,
+    token: Token = None,
+) -> None:
+    """Make a pipeline for another task from a live one, without new memory.
+
+    Both are pipelines in their own right: unload either, the other stays.
+
+    [bold]Example[/bold]
+
+    [cyan]denoised derive pipelines/apples --task inpainting --id apples-inpaint[/cyan]
+    """
+    overrides, seconds = parse_assignments(override, "--override"), parse_ttl(ttl)
+    with connect(target, token) as client:
+        pipe = client.derive(name, task, overrides=overrides, ttl=seconds, pipeline_id=pipeline_id or "")
+    _print_handle(pipe.info, json=json)
+
+
+def ps(json: Json = False, target: Target = DefaultTarget, token: Token = None) -> None:
+    """List the live pipelines and what each costs.
+
+    EXCLUSIVE goes away with the pipeline; SHARED is used by other pipelines as well. IDLE is the time since its last
+    use, EXPIRES the time left until it is unloaded unless it is used.
+
+    [bold]Example[/bold]
+
+    [cyan]denoised ps --json | jq -r '.[].name'[/cyan]
+    """
+    with connect(target, token) as client:
+        pipelines = [pipe.info for pipe in client.pipelines()]
+    if json:
+        print_json([to_json(info) for info in pipelines])
+        return
+    print_table(
+        ["NAME", "CLASS", "TASK", "STATE", "EXCLUSIVE", "SHARED", "WORKER", "RUNNING", "IDLE", "EXPIRES"],
+        [_row(info) for info in pipelines],
+        right=["EXCLUSIVE", "SHARED", "RUNNING"],
+    )
+
+
+def unload(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Handles, or their ids alone.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Stop the generations that are running instead of waiting for them.")
+    ] = False,
+    json: Json = False,
+    target: Target = DefaultTarget,
+    token: Token = None,
+) -> None:
+    """Let go of pipelines and say how much memory that freed.
+
+    Weights that other pipelines use as well stay for them. Unloading a pipeline again succeeds.
+
+    [bold]Examples[/bold]
+
+    [cyan]denoised unload pipelines/apples apples-inpaint[/cyan]
+
+    [cyan]denoised unload $(denoised ps --json | jq -r '.[].name')[/cyan]
+    """
+    freed: dict[str, int] = {}
+    with connect(target, token) as client:
+        for name in names:
+            freed[name] = client.unload(name, force=force)
+            if not json:
+                typer.echo(f"{name}: {format_bytes(freed[name])} freed")
+    if json:
+        print_json([{"name": name, "freed_bytes": size} for name, size in freed.items()])
+
+
+def _print_handle(info: pb.Pipeline, *, json: bool) -> None:
+    if json:
+        print_json(to_json(info))
+    else:
+        typer.echo(info.name)
+
+
+def _row(info: pb.Pipeline) -> list[str]:
+    return [
+        info.name,
+        info.pipeline_class,
+        pb.Task.Name(info.task).removeprefix("TASK_").replace("_", "-").lower(),
+        pb.Pipeline.State.Name(info.state).removeprefix("STATE_").lower(),
+        format_bytes(info.exclusive_bytes),
+        format_bytes(info.shared_bytes),
+        info.worker.removeprefix("workers/"),
+        str(info.generation_count),
+        ago(info.last_use_time),
+        until(info.expire_time),
+    ]
