@@ -1,0 +1,189 @@
+"""Arguments of a call, checked against the pipeline's signature before anything waits or runs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from denoised.errors import InvalidFieldError, UnknownArgumentError
+from denoised.values import NDARRAY, Artifact, Plain
+
+from .messages import Generate, Parameter
+
+MAX_TEXT = 65_536
+MAX_PRIORITY = 100
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", NDARRAY)
+
+# Arguments of `__call__` that mean something else, or nothing, at a distance.
+_CALLBACK = "Progress arrives as events of the call."
+RESERVED = {
+    "generator": "Set sampling.seeds, or sampling.generators for exact states.",
+    "output_type": "Set output.output_type.",
+    "return_dict": "Outputs always come with the names of their fields.",
+    "callback": _CALLBACK,
+    "callback_steps": _CALLBACK,
+    "callback_on_step_end": _CALLBACK,
+    "callback_on_step_end_tensor_inputs": _CALLBACK,
+}
+
+
+def merge(typed: Mapping[str, Plain], others: Mapping[str, Plain]) -> dict[str, Plain]:
+    """The arguments by name, from the typed fields of a request and its map."""
+    for name in others:
+        if name in typed:
+            raise InvalidFieldError.of(
+                name, "it is set twice, as a field and in `arguments`.", hint="Set it in one of the two places."
+            )
+    return {**typed, **others}
+
+
+def check(command: Generate, parameters: Sequence[Parameter], *, max_pixels: int) -> None:
+    """Raises InvalidFieldError or UnknownArgumentError for what cannot work."""
+    known = {parameter.name: parameter for parameter in parameters}
+    for name, value in command.arguments.items():
+        if name in RESERVED:
+            raise InvalidFieldError.of(name, "it cannot be passed to a pipeline of the daemon.", hint=RESERVED[name])
+        if name not in known:
+            raise _unknown(name, known)
+        _check_kind(known[name], value)
+        _check_text(name, value)
+        if name in BOUNDS and isinstance(value, int | float):
+            BOUNDS[name](name, value)
+    for parameter in parameters:
+        if parameter.required and parameter.name not in command.arguments and parameter.name not in RESERVED:
+            raise InvalidFieldError.of(parameter.name, "the pipeline cannot run without it.", hint="Set it.")
+    _check_size(command.arguments, max_pixels)
+    _check_randomness(command, known)
+    _check_output(command)
+
+
+def _unknown(name: str, known: Iterable[str]) -> UnknownArgumentError:
+    names = [candidate for candidate in known if candidate not in RESERVED]
+    metadata = {"argument": name[:64]}
+    hint = "GetPipeline lists what it takes."
+    if near := difflib.get_close_matches(name, names, 1):
+        metadata["suggestion"] = near[0]
+        hint = f"Did you mean {near[0]!r}?"
+    return UnknownArgumentError(f"The pipeline takes no argument {name[:64]!r}.", hint=hint, metadata=metadata)
+
+
+def _check_kind(parameter: Parameter, value: Plain) -> None:
+    kind = _kind(value)
+    allowed = parameter.kinds
+    if not allowed or kind in allowed or (kind == "int" and "float" in allowed):
+        return
+    # diffusers annotates many parameters more narrowly than their defaults.
+    if kind == "none" and parameter.has_default and parameter.default is None:
+        return
+    wanted = parameter.annotation or " or ".join(sorted(allowed))
+    raise InvalidFieldError.of(parameter.name, f"it takes {wanted}, not a value of kind {kind}.")
+
+
+def _kind(value: Plain) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool() | int() | float() | str():
+            return type(value).__name__
+        case Artifact():
+            return "artifact"
+        case Mapping():
+            return "dict"
+    return "list"
+
+
+def _check_text(name: str, value: Plain) -> None:
+    match value:
+        case str() if len(value) > MAX_TEXT:
+            raise InvalidFieldError.of(name, f"it has {len(value):,} characters, more than {MAX_TEXT:,}.")
+        case list() | tuple():
+            for item in value:
+                _check_text(name, item)
+        case Mapping():
+            for item in value.values():
+                _check_text(name, item)
+
+
+def _between(low: float, high: float) -> Callable[[str, float], None]:
+    def check(name: str, value: float) -> None:
+        if not low <= value <= high:
+            raise InvalidFieldError.of(name, f"{value:,} is not between {low:,} and {high:,}.")
+
+    return check
+
+
+def _positive(name: str, value: float) -> None:
+    if not value >= 1:
+        raise InvalidFieldError.of(name, f"{value:,} is less than 1.")
+
+
+def _finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise InvalidFieldError.of(name, f"{value} is not a finite number.")
+
+
+BOUNDS: Mapping[str, Callable[[str, float], None]] = {
+    "height": _positive,
+    "width": _positive,
+    "num_inference_steps": _between(1, 1000),
+    "guidance_scale": _finite,
+    "strength": _between(0, 1),
+    "num_images_per_prompt": _between(1, 64),
+}
+
+
+def _check_size(arguments: Mapping[str, Plain], max_pixels: int) -> None:
+    sides = [size for name in ("height", "width") if isinstance(size := arguments.get(name), int | float)]
+    # A side that is not sent is the pipeline's to choose; taken as large as the other, it is rarely underestimated.
+    pixels = sides[0] * sides[-1] if sides else 0
+    if pixels > max_pixels:
+        raise InvalidFieldError.of(
+            "height" if "height" in arguments else "width",
+            f"{' x '.join(str(side) for side in sides)} may be more than {max_pixels:,} pixels.",
+            hint="Ask for a smaller picture, set both height and width, or raise the daemon's setting max_pixels.",
+        )
+
+
+def _check_randomness(command: Generate, known: Mapping[str, Parameter]) -> None:
+    if command.seeds and command.generators:
+        raise InvalidFieldError.of("sampling.seeds", "it excludes sampling.generators.", hint="Send one of the two.")
+    count = len(command.seeds) or len(command.generators)
+    images = _image_count(command.arguments, known)
+    if count > 1 and images and count != images:
+        raise InvalidFieldError.of(
+            "sampling.seeds" if command.seeds else "sampling.generators",
+            f"there are {count} for {images} images.",
+            hint="Send one for the whole call, or one for each image.",
+        )
+    if any(device not in ("cpu", "cuda") for device, _ in command.generators):
+        raise InvalidFieldError.of("sampling.generators", 'a device is neither "cpu" nor "cuda".')
+
+
+def _image_count(arguments: Mapping[str, Plain], known: Mapping[str, Parameter]) -> int:
+    """How many images the call makes; 0 while that cannot be told from the arguments."""
+    match arguments.get("prompt"), arguments.get("prompt_embeds"):
+        case str(), _:
+            prompts = 1
+        case (list() | tuple()) as listed, _:
+            prompts = len(listed)
+        case None, Artifact(shape=(first, *_)):
+            prompts = first
+        case _:
+            return 0
+    each = arguments.get("num_images_per_prompt")
+    if each is None and "num_images_per_prompt" in known:
+        each = known["num_images_per_prompt"].default
+    return prompts * each if isinstance(each, int) else prompts
+
+
+def _check_output(command: Generate) -> None:
+    if command.output_type not in OUTPUT_TYPES:
+        raise InvalidFieldError.of("output.output_type", f"it is none of {', '.join(OUTPUT_TYPES)}.")
+    if command.media_type not in MEDIA_TYPES:
+        raise InvalidFieldError.of("output.media_type", f"it is none of {', '.join(MEDIA_TYPES)}.")
+    if not 1 <= command.quality <= 100:
+        raise InvalidFieldError.of("output.quality", f"{command.quality} is not between 1 and 100.")
+    if abs(command.priority) > MAX_PRIORITY:
+        raise InvalidFieldError.of("priority", f"{command.priority} is not between -{MAX_PRIORITY} and {MAX_PRIORITY}.")

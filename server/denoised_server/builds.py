@@ -1,0 +1,228 @@
+"""Builds in flight: pipelines on their way to a worker, and who waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from denoised.errors import DenoisedError, InternalError, PipelineNotFoundError, WorkerLostError
+
+from .background import Background
+from .channel import Channel
+from .executor import Executor
+from .handles import Handle, State
+from .messages import Command, Derivation, Derive, Event, Load, Loaded, LoadProgress, Recipe, Unload, Unloaded
+from .observer import Observer
+from .recipes import identity
+
+logger = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=Event)
+
+
+async def answer(executor: Executor, worker: str, command: Command, kind: type[E]) -> E:
+    """The event of this kind that a command is answered with."""
+    async with aclosing(executor.submit(worker, command)) as events:
+        found = [event async for event in events if isinstance(event, kind)]
+    if not found:
+        raise InternalError(f"{worker} did not answer a {type(command).__name__}.")
+    return found[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A pipeline that a worker holds, and what to derive from it."""
+
+    worker: str
+    pipeline: str
+    derivation: Derivation
+
+
+class _Build:
+    """One recipe being built, once for all handles that want it; `origin` is a live pipeline to derive it from."""
+
+    def __init__(self, recipe: Recipe, origin: Origin | None) -> None:
+        self.recipe = recipe
+        self.origin = origin
+        self.worker = origin.worker if origin else ""
+        self.waiting: dict[Handle, list[Channel[LoadProgress]]] = {}
+        self.begun: dict[Handle, Loaded | None] = {}
+        self.progress: LoadProgress | None = None
+        self.task: asyncio.Task[None]
+
+    @property
+    def is_wanted(self) -> bool:
+        return any(self.waiting.values())
+
+    def report(self, progress: LoadProgress) -> None:
+        self.progress = progress
+        for channels in self.waiting.values():
+            for channel in channels:
+                channel.put(progress)
+
+    def end(self, handle: Handle, error: DenoisedError | None = None) -> None:
+        for channel in self.waiting.pop(handle, ()):
+            # A copy: each reader adds its own traceback to what it raises.
+            channel.end(copy.copy(error))
+
+
+class Builds:
+    """Brings pipelines to workers.
+
+    Handles that want the same recipe at the same time share one build: the worker loads the first and makes the others
+    from it. `place` says where, `built` records that a worker holds a handle's pipeline, and `dropped` hears of a
+    handle that was being loaded and that nobody waits for any more, once the worker knows nothing of it.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        place: Callable[[Recipe], Awaitable[str]],
+        built: Callable[[Handle, str, Loaded], None],
+        dropped: Callable[[Handle], None],
+        observer: Observer,
+    ) -> None:
+        self._executor = executor
+        self._place = place
+        self._built = built
+        self._dropped = dropped
+        self._observer = observer
+        self._background = Background()
+        # Those that may still be joined, and all.
+        self._builds: dict[Hashable, _Build] = {}
+        self._running: set[_Build] = set()
+
+    async def follow(self, handle: Handle, origin: Origin | None = None) -> AsyncGenerator[LoadProgress, None]:
+        """Ends when the handle's pipeline is live. Leaving early abandons its build, unless others wait for it too."""
+        # What is derived from a live pipeline takes milliseconds and its commands name that pipeline: not for others.
+        key = handle if origin or handle in self._builds else identity(handle.recipe)
+        build = self._builds.get(key)
+        if build is None:
+            build = self._builds[key] = _Build(handle.recipe, origin)
+            build.task = self._background.spawn(self._run(key, build), name=f"build of {handle.name}")
+            self._running.add(build)
+            build.task.add_done_callback(partial(self._ended, build))
+        channel = Channel[LoadProgress]()
+        build.waiting.setdefault(handle, []).append(channel)
+        if build.progress is not None:
+            channel.put(build.progress)
+        try:
+            async for progress in channel:
+                yield progress
+        finally:
+            self._leave(key, build, handle, channel)
+
+    def recipes_on(self, worker: str) -> list[Recipe]:
+        """What a worker will hold."""
+        return [build.recipe for build in self._running if build.worker == worker]
+
+    def involves(self, handle: Handle) -> bool:
+        """Whether a worker may know the handle's pipeline before `built` or `dropped` has said so."""
+        return any(handle in build.begun or handle in build.waiting for build in self._running)
+
+    def abandon(self, handle: Handle, error: DenoisedError) -> None:
+        """Ends all waiting for a handle with an error."""
+        for build in self._running:
+            for channel in build.waiting.get(handle, ()):
+                channel.end(copy.copy(error))
+
+    async def stop(self) -> None:
+        await self._background.stop()
+
+    def _leave(self, key: Hashable, build: _Build, handle: Handle, channel: Channel[LoadProgress]) -> None:
+        channels = build.waiting.get(handle, [])
+        if channel not in channels:
+            return  # The build has ended.
+        channels.remove(channel)
+        if channels:
+            return
+        if handle.state is State.LOADING:
+            handle.state = State.UNLOADING
+        if handle not in build.begun:
+            del build.waiting[handle]
+            self._drop(handle)
+        if not build.is_wanted:
+            # Whoever wants this recipe from now on has it built anew.
+            self._builds.pop(key, None)
+            build.task.cancel()
+
+    async def _run(self, key: Hashable, build: _Build) -> None:
+        outcome, began = "cancelled", time.monotonic()
+        try:
+            build.worker = build.worker or await self._place(build.recipe)
+            await self._make(build)
+            self._settle(build)
+            outcome = "ok"
+        except Exception as error:
+            if not isinstance(error, DenoisedError):
+                logger.exception("a build failed in a way it should not")
+                error = InternalError("The daemon failed in a way it should not.")
+            outcome = error.reason.lower()
+            for handle in tuple(build.waiting):
+                build.end(handle, error)
+                if handle.state is State.LOADING:
+                    handle.state = State.UNLOADING
+                if handle not in build.begun:
+                    self._drop(handle)
+        finally:
+            if self._builds.get(key) is build:
+                del self._builds[key]
+            self._observer.load_ended(outcome, time.monotonic() - began)
+            # What is left was begun and is not wanted: a cancelled load may have finished just before it heard of it.
+            await self._clear(build)
+
+    async def _make(self, build: _Build) -> None:
+        """Has the worker build the recipe for the first handle, and twins of it for all that came since."""
+        first = next(iter(build.waiting))
+        build.begun[first] = None
+        begin: Command = Load(first.name, build.recipe)
+        if build.origin is not None:
+            begin = Derive(first.name, build.origin.pipeline, build.origin.derivation)
+        async with aclosing(self._executor.submit(build.worker, begin)) as events:
+            async for event in events:
+                if isinstance(event, LoadProgress):
+                    build.report(event)
+                elif isinstance(event, Loaded):
+                    build.begun[first] = event
+        if build.begun[first] is None:
+            raise InternalError(f"{build.worker} did not say what it loaded.")
+        while twins := [handle for handle in build.waiting if handle not in build.begun]:
+            build.begun[twins[0]] = None
+            twin = Derive(twins[0].name, first.name, None)
+            build.begun[twins[0]] = await answer(self._executor, build.worker, twin, Loaded)
+
+    def _settle(self, build: _Build) -> None:
+        """Hands out what was built to those who still want it."""
+        for handle, loaded in tuple(build.begun.items()):
+            if loaded is not None and handle.state is not State.UNLOADING:
+                self._built(handle, build.worker, loaded)
+                del build.begun[handle]
+                build.end(handle)
+
+    async def _clear(self, build: _Build) -> None:
+        """Makes sure that the worker does not keep what nobody wants."""
+        for handle in tuple(build.begun):
+            try:
+                await answer(self._executor, build.worker, Unload(handle.name), Unloaded)
+            except (PipelineNotFoundError, WorkerLostError):
+                logger.debug("%s left nothing behind", handle.name)
+            except DenoisedError as error:
+                logger.error("%s may still hold %s: %s", build.worker, handle.name, error)
+            del build.begun[handle]
+            build.waiting.pop(handle, None)
+            self._drop(handle)
+
+    def _ended(self, build: _Build, task: asyncio.Task[None]) -> None:
+        self._running.discard(build)
+
+    def _drop(self, handle: Handle) -> None:
+        if handle.state is State.UNLOADING:
+            self._dropped(handle)

@@ -1,0 +1,218 @@
+"""Handles: who holds which pipeline, on what lease, built from which recipe."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from denoised.errors import InvalidFieldError, PipelineExistsError, PipelineNotFoundError
+
+from .messages import Loaded, Recipe
+from .paging import page
+from .recipes import identity, resolve
+
+PREFIX = "pipelines/"
+ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
+MAX_REQUEST_ID = 128
+REQUEST_MEMORY_SECONDS = 3600.0
+# Unloaded names are remembered so that an unload may be retried; the oldest are forgotten first.
+MAX_TOMBSTONES = 10_000
+
+
+class State(StrEnum):
+    """Where a pipeline is in its life."""
+
+    LOADING = "loading"
+    ACTIVE = "active"
+    UNLOADING = "unloading"
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One pipeline that somebody holds. Times are seconds since the epoch.
+
+    `requested` is the recipe as it was asked for, `recipe` the one that builds the same weights again. `worker` is
+    empty while no worker holds the weights. While `pins` is above 0 something is using it.
+    """
+
+    name: str
+    number: int
+    requested: Recipe
+    recipe: Recipe
+    source: str
+    ttl: float
+    create_time: float
+    last_use_time: float
+    request_id: str = ""
+    state: State = State.LOADING
+    worker: str = ""
+    loaded: Loaded | None = None
+    pins: int = 0
+
+    @property
+    def expire_time(self) -> float:
+        return self.last_use_time + self.ttl
+
+
+class HandleTable:
+    """Every handle there is, and what is remembered of those that were."""
+
+    def __init__(self, *, default_ttl: float, max_ttl: float) -> None:
+        self._default_ttl = default_ttl
+        self._max_ttl = max_ttl
+        self._handles: dict[str, Handle] = {}
+        self._requests: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._last_number = 0
+
+    def __iter__(self) -> Iterator[Handle]:
+        return iter(tuple(self._handles.values()))
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._handles
+
+    def open(
+        self,
+        recipe: Recipe,
+        *,
+        now: float,
+        ttl: float | None = None,
+        pipeline_id: str = "",
+        request_id: str = "",
+        source: str = "",
+    ) -> Handle:
+        """Returns a new handle, still LOADING.
+
+        A request that was sent before, and a chosen id whose handle has the same recipe, get the handle there is.
+        """
+        ttl = self._default_ttl if ttl is None else self._check_ttl(ttl)
+        if pipeline_id and not ID.fullmatch(pipeline_id):
+            raise InvalidFieldError.of(
+                "pipeline_id",
+                f"{pipeline_id[:64]!r} is not an id.",
+                hint="Take 1 to 63 lower-case letters, digits and hyphens, starting with a letter.",
+            )
+        if len(request_id) > MAX_REQUEST_ID:
+            raise InvalidFieldError.of("request_id", f"it is longer than {MAX_REQUEST_ID} characters.")
+        if (known := self._remembered(request_id, now)) is not None:
+            if not _means(known, recipe):
+                raise InvalidFieldError.of(
+                    "request_id", "it was sent with another recipe.", hint="Send a fresh UUID with each new request."
+                )
+            known.last_use_time = now
+            return known
+        name = PREFIX + (pipeline_id or f"p{secrets.token_hex(12)}")
+        if (known := self._handles.get(name)) is not None:
+            if known.state is State.UNLOADING or not _means(known, recipe):
+                raise PipelineExistsError(
+                    f"{name} is taken by a pipeline with another spec.",
+                    hint="Choose another pipeline_id, or unload that one first.",
+                    metadata={"pipeline": name},
+                )
+            known.last_use_time = now
+            return known
+        self._last_number += 1
+        handle = Handle(name, self._last_number, recipe, recipe, source, ttl, now, now, request_id)
+        self._handles[name] = handle
+        self._tombstones.pop(name, None)
+        if request_id:
+            self._requests[request_id] = name, now + REQUEST_MEMORY_SECONDS
+        return handle
+
+    def get(self, name: str, *, field: str = "name") -> Handle:
+        _check_name(name, field)
+        if name not in self._handles:
+            raise PipelineNotFoundError(
+                f"There is no pipeline {name}; it may have been unloaded, or have expired.",
+                hint="Load it again.",
+                metadata={"pipeline": name},
+            )
+        return self._handles[name]
+
+    def use(self, name: str, *, now: float, field: str = "name") -> Handle:
+        """Returns a handle that takes new work, and starts its lease anew."""
+        handle = self.get(name, field=field)
+        if handle.state is State.UNLOADING:
+            raise PipelineNotFoundError(
+                f"{name} is being unloaded.", hint="Load it again.", metadata={"pipeline": name}
+            )
+        handle.last_use_time = now
+        return handle
+
+    def activate(self, handle: Handle, *, worker: str, loaded: Loaded, now: float) -> None:
+        """Records that a worker holds the handle's pipeline."""
+        handle.recipe = resolve(handle.recipe, loaded.revision)
+        handle.worker, handle.loaded = worker, loaded
+        if handle.state is State.LOADING:
+            handle.state = State.ACTIVE
+            handle.last_use_time = now
+
+    def lose(self, worker: str) -> None:
+        """Records that a worker died: its handles stay, and are built again at their next use."""
+        for handle in self._handles.values():
+            if handle.worker == worker:
+                handle.worker = ""
+
+    def renew(self, name: str, *, now: float, ttl: float | None = None) -> Handle:
+        ttl = None if ttl is None else self._check_ttl(ttl)
+        handle = self.use(name, now=now)
+        handle.ttl = handle.ttl if ttl is None else ttl
+        return handle
+
+    def expired(self, now: float) -> list[Handle]:
+        """Handles whose lease has run out and that nothing uses."""
+        return [
+            handle
+            for handle in self._handles.values()
+            if handle.state is State.ACTIVE and handle.pins == 0 and handle.expire_time <= now
+        ]
+
+    def remove(self, handle: Handle) -> None:
+        """Forgets a handle, all but that it was there."""
+        del self._handles[handle.name]
+        self._requests.pop(handle.request_id, None)
+        self._tombstones[handle.name] = None
+        while len(self._tombstones) > MAX_TOMBSTONES:
+            self._tombstones.popitem(last=False)
+
+    def is_leaving(self, name: str) -> bool:
+        """Whether the name belongs to a handle that will be removed."""
+        return name in self._handles and self._handles[name].state is State.UNLOADING
+
+    def is_gone(self, name: str) -> bool:
+        """Whether the name belonged to a handle that was removed."""
+        _check_name(name, "name")
+        return name in self._tombstones
+
+    def page(self, *, size: int, token: str) -> tuple[list[Handle], str]:
+        """One page of handles, oldest first, and the token of the next page."""
+        return page(list(self._handles.values()), key=lambda handle: handle.number, size=size, token=token)
+
+    def _remembered(self, request_id: str, now: float) -> Handle | None:
+        while self._requests and next(iter(self._requests.values()))[1] <= now:
+            self._requests.popitem(last=False)
+        name, _ = self._requests.get(request_id, ("", 0.0))
+        return self._handles.get(name)
+
+    def _check_ttl(self, ttl: float) -> float:
+        if ttl < 1:
+            raise InvalidFieldError.of("ttl", f"{ttl:g} s is shorter than one second.")
+        return min(ttl, self._max_ttl)
+
+
+def _means(handle: Handle, recipe: Recipe) -> bool:
+    return identity(recipe) in (identity(handle.requested), identity(handle.recipe))
+
+
+def _check_name(name: str, field: str) -> None:
+    if not (name.startswith(PREFIX) and ID.fullmatch(name.removeprefix(PREFIX))):
+        raise InvalidFieldError.of(
+            field, f"{name[:80]!r} is not the name of a pipeline.", hint='Names have the form "pipelines/{id}".'
+        )

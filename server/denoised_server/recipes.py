@@ -1,0 +1,40 @@
+"""When two recipes mean the same pipeline, and when they share weights."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+
+from .messages import Recipe, Spec
+
+
+def identity(recipe: Recipe) -> Hashable:
+    """Equal for recipes that build the same pipeline."""
+    derivations = tuple((step.task, _freeze(step.overrides)) for step in recipe.derivations)
+    return _weights(recipe.spec), recipe.spec.task, _freeze(recipe.spec.overrides), derivations
+
+
+def shares_weights(one: Recipe, other: Recipe) -> bool:
+    """Whether the two are expected to have most of their components in common."""
+    return _weights(one.spec) == _weights(other.spec)
+
+
+def resolve(recipe: Recipe, revision: str) -> Recipe:
+    """The recipe with the commit that its revision named; directories have none."""
+    return replace(recipe, spec=replace(recipe.spec, revision=revision)) if revision else recipe
+
+
+def _weights(spec: Spec) -> Hashable:
+    revision = "" if spec.revision == "main" else spec.revision
+    return spec.repo_id, revision, spec.variant, spec.dtype, spec.use_safetensors
+
+
+def _freeze(value: object) -> Hashable:
+    match value:
+        case Mapping():
+            return frozenset((key, _freeze(item)) for key, item in value.items())
+        case list() | tuple():
+            return tuple(_freeze(item) for item in value)
+        case _:
+            # With its type: True, 1 and 1.0 are equal in Python and different to diffusers.
+            return type(value), value

@@ -1,0 +1,156 @@
+"""Supervision: which workers there are, how they are, and that the dead ones come back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from denoised.errors import DenoisedError, WorkerLostError
+
+from .background import Background
+from .condition import Condition
+from .executor import Executor
+from .messages import Ready, Snapshot, Watch
+from .observer import Observer
+
+logger = logging.getLogger(__name__)
+
+SNAPSHOT_SECONDS = 0.2
+# Pauses before one restart after another; the last one repeats.
+BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+# A worker that has lived this long starts again without a pause.
+STABLE_SECONDS = 60.0
+
+
+class WorkerState(StrEnum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+@dataclass(slots=True)
+class WorkerRecord:
+    """What the front-end knows of one worker.
+
+    `snapshot` is what it reported last in its present life, `attempts` how often it was started again since it was last
+    seen stable.
+    """
+
+    name: str
+    ready: Ready
+    state: WorkerState = WorkerState.ACTIVE
+    snapshot: Snapshot | None = None
+    restart_count: int = 0
+    start_time: float = field(default_factory=time.monotonic)
+    attempts: int = 0
+
+    @property
+    def free_bytes(self) -> int:
+        report = self.snapshot
+        return report.budget_bytes - report.weight_bytes - report.reserved_bytes if report else 0
+
+
+class Supervisor:
+    """Starts the workers, restarts those that die, and follows their snapshots.
+
+    `lost` is called with the name of a worker that died before anything else happens, `changed` after any change.
+    """
+
+    def __init__(
+        self, executor: Executor, *, lost: Callable[[str], None], changed: Callable[[], None], observer: Observer
+    ) -> None:
+        self._executor = executor
+        self._lost = lost
+        self._changed = changed
+        self._observer = observer
+        self._background = Background()
+        self._changes = Condition()
+        self.workers: dict[str, WorkerRecord] = {}
+
+    async def start(self) -> None:
+        for name in await self._executor.start():
+            self.workers[name] = WorkerRecord(name, self._executor.info(name))
+            self._background.spawn(self._follow(name), name=f"snapshots of {name}")
+        self._background.spawn(self._supervise(), name="supervision")
+        self._note_change()
+
+    async def stop(self) -> None:
+        await self._background.stop()
+        await self._executor.stop()
+
+    def drain(self) -> None:
+        """Shows all workers as taking no more work."""
+        for record in self.workers.values():
+            if record.state is WorkerState.ACTIVE:
+                record.state = WorkerState.DRAINING
+        self._note_change()
+
+    @property
+    def has_active(self) -> bool:
+        return any(record.state is WorkerState.ACTIVE for record in self.workers.values())
+
+    async def wait_for_active(self, patience: float) -> None:
+        """Returns once a worker takes work. Raises WorkerLostError when none does in time."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._changes.until(lambda: self.has_active)
+        except TimeoutError:
+            raise WorkerLostError(
+                "No worker is running; they are being restarted.", hint="Try again shortly.", retry_after=5
+            ) from None
+
+    async def _supervise(self) -> None:
+        async for name in self._executor.deaths():
+            record = self.workers[name]
+            record.state, record.snapshot = WorkerState.LOST, None
+            self._lost(name)
+            self._observer.worker_lost(name)
+            self._note_change()
+            self._background.spawn(self._revive(record), name=f"restart of {name}")
+
+    async def _revive(self, record: WorkerRecord) -> None:
+        began = time.monotonic()
+        if began - record.start_time > STABLE_SECONDS:
+            record.attempts = 0
+        while True:
+            await asyncio.sleep(BACKOFF_SECONDS[min(record.attempts, len(BACKOFF_SECONDS) - 1)])
+            record.attempts += 1
+            record.state = WorkerState.STARTING
+            self._note_change()
+            try:
+                await self._executor.restart(record.name)
+                break
+            except DenoisedError as error:
+                logger.error("%s could not be started again: %s", record.name, error)
+                record.state = WorkerState.LOST
+                self._note_change()
+        logger.info("%s is back after %.1f s", record.name, time.monotonic() - began)
+        record.ready, record.start_time = self._executor.info(record.name), time.monotonic()
+        record.state = WorkerState.ACTIVE
+        record.restart_count += 1
+        self._observer.worker_restarted(record.name)
+        self._note_change()
+        self._background.spawn(self._follow(record.name), name=f"snapshots of {record.name}")
+
+    async def _follow(self, name: str) -> None:
+        try:
+            async with aclosing(self._executor.submit(name, Watch(SNAPSHOT_SECONDS))) as reports:
+                async for report in reports:
+                    if isinstance(report, Snapshot):
+                        self.workers[name].snapshot = report
+                        self._observer.worker_reported(name, report)
+                        self._changed()
+        except WorkerLostError:
+            logger.debug("%s reports no more", name)
+
+    def _note_change(self) -> None:
+        self._changes.notify()
+        self._changed()

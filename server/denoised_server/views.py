@@ -1,0 +1,114 @@
+"""What callers are shown of a pipeline: its handle, and what it costs beside the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .handles import Handle, State
+from .messages import Component, Loaded, Ready, Recipe, Snapshot
+from .supervision import WorkerState
+
+# From the closest to the computation to the farthest from it.
+TIERS = ("device", "host", "disk")
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentView:
+    """One component of a pipeline, how many pipelines use the copy, and where it is."""
+
+    component: Component
+    sharer_count: int
+    residency: str
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineView:
+    """One pipeline at one moment. Times are seconds since the epoch."""
+
+    name: str
+    recipe: Recipe
+    source: str
+    state: State
+    worker: str
+    loaded: Loaded | None
+    components: tuple[ComponentView, ...]
+    exclusive_bytes: int
+    shared_bytes: int
+    residency: str
+    generation_count: int
+    create_time: float
+    last_use_time: float
+    expire_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker at one moment; no snapshot while there is none of its present life."""
+
+    name: str
+    state: WorkerState
+    ready: Ready
+    snapshot: Snapshot | None
+    running_count: int
+    waiting_count: int
+    restart_count: int
+    pipeline_count: int
+
+    @property
+    def shared_saved_bytes(self) -> int:
+        held = self.snapshot.components if self.snapshot else ()
+        return sum(part.weight_bytes * (len(part.pipelines) - 1) for part in held if part.pipelines)
+
+
+def view_all(
+    handles: Iterable[Handle], snapshots: Mapping[str, Snapshot | None], generations: Mapping[str, int]
+) -> dict[str, PipelineView]:
+    """Every pipeline by name, given what the workers reported and how many generations each pipeline has."""
+    handles = tuple(handles)
+    # Handles by worker and digest: a component that fills two roles of one pipeline has one user.
+    users = Counter((handle.worker, digest) for handle in handles if handle.worker for digest in _digests(handle))
+    tiers = {
+        (worker, held.digest): held.residency
+        for worker, snapshot in snapshots.items()
+        if snapshot is not None
+        for held in snapshot.components
+    }
+    return {handle.name: _view(handle, users, tiers, generations.get(handle.name, 0)) for handle in handles}
+
+
+def _view(
+    handle: Handle, users: Mapping[tuple[str, str], int], tiers: Mapping[tuple[str, str], str], generation_count: int
+) -> PipelineView:
+    components = []
+    exclusive, shared = dict[str, int](), dict[str, int]()
+    for component in handle.loaded.components if handle.loaded else ():
+        key = handle.worker, component.digest
+        count = users.get(key, 0)
+        # A worker that has just loaded it has not reported it yet.
+        residency = tiers.get(key, "device") if handle.worker else "disk"
+        components.append(ComponentView(component, count, residency))
+        if count:
+            (shared if count > 1 else exclusive)[component.digest] = component.weight_bytes
+    weighing = [view.residency for view in components if view.component.digest]
+    return PipelineView(
+        name=handle.name,
+        recipe=handle.recipe,
+        source=handle.source,
+        state=handle.state,
+        worker=handle.worker,
+        loaded=handle.loaded,
+        components=tuple(components),
+        exclusive_bytes=sum(exclusive.values()),
+        shared_bytes=sum(shared.values()),
+        residency=max(weighing, key=TIERS.index, default="device" if handle.worker else "disk"),
+        generation_count=generation_count,
+        create_time=handle.create_time,
+        last_use_time=handle.last_use_time,
+        expire_time=handle.expire_time,
+    )
+
+
+def _digests(handle: Handle) -> set[str]:
+    return {part.digest for part in handle.loaded.components if part.digest} if handle.loaded else set()
