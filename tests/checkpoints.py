@@ -6,8 +6,14 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
 def clip_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -92,5 +98,29 @@ def stable_diffusion(folder: Path, *, seed: int = 0) -> Path:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_xl(folder: Path) -> Path:
+    """A StableDiffusionXLPipeline for 64×64 images, whose VAE has to be cast up from float16 to decode."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    config = clip_text_config(len(tokenizer))
+    config.projection_dim = 32
+    StableDiffusionXLPipeline(
+        unet=tiny_unet(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=80,
+            cross_attention_dim=64,
+            transformer_layers_per_block=1,
+        ),
+        vae=tiny_vae(force_upcast=True),
+        text_encoder=CLIPTextModel(config),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=ddim(),
     ).save_pretrained(folder)
     return folder

@@ -94,7 +94,7 @@ class Construction:
 
 
 def _entering(original: type[Any], construction: Construction) -> Callable[..., Any]:
-    class EnteringContextManagers(original):  # type: ignore[misc]
+    class EnteringContextManagers(original):
         def __enter__(self) -> Any:
             construction.enter()
             return super().__enter__()

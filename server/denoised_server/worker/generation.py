@@ -20,7 +20,7 @@ from denoised.errors import (
     InvalidFieldError,
     PipelineRejectedError,
 )
-from denoised.values import Plain
+from denoised.values import Artifact, Plain
 from denoised_server.messages import Finished, Generate, Output, Progress
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -146,7 +146,7 @@ class Generation:
                     self._emit(Output(name, index, artifact, self._seed(index)))
             elif isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
                 packed = media.pack(value)
-                if isinstance(packed, media.Artifact):
+                if isinstance(packed, Artifact):
                     self._emit(Output(name, 0, packed, self._seed(0)))
                 else:
                     fields[name] = packed

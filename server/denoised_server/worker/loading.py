@@ -132,7 +132,7 @@ class Loader:
             spec.repo_id, revision=spec.revision, variant=spec.variant, use_safetensors=spec.use_safetensors
         )
         index = _read_index(source.folder)
-        loader = _pipeline_class(index, spec.task)
+        loader = _pipeline_class(spec.task)
         dtype = _dtype(spec.dtype)
         _check_overrides(spec.overrides, index["_class_name"], index)
 
@@ -200,6 +200,7 @@ class Loader:
     def _load_component(
         self, user: str, override: ComponentSource, dtype: torch.dtype, settled: dict[str, int]
     ) -> nn.Module:
+        """A component from elsewhere, shared if its content is held."""
         source = self._sources.component(
             override.repo_id, subfolder=override.subfolder, revision=override.revision, variant=override.variant
         )
@@ -207,12 +208,12 @@ class Loader:
         class_name = config.get("_class_name") or next(iter(config.get("architectures") or ["?"]))
         files = self._weight_files(source.folder, override.variant, None, dtype)
         digest = self._digest(source.folder, files, class_name, dtype)
-        if (module := self._store.acquire(digest, user)) is not None:
-            return module
+        if (held := self._store.acquire(digest, user)) is not None:
+            return held
         reservation = self._ledger.reserve(self._ledger.plan({digest: sum(file.memory_bytes for file in files)}))
         try:
             with self._construction.loading():
-                module = AutoModel.from_pretrained(
+                module: nn.Module = AutoModel.from_pretrained(
                     source.folder, **{DTYPE: dtype}, variant=override.variant or None, local_files_only=True
                 )
             module.to(self._device)
@@ -328,9 +329,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return dict(index)
 
 
-def _pipeline_class(index: Mapping[str, Any], task: str) -> Any:
+def _pipeline_class(task: str) -> Any:
     """The class whose `from_pretrained` to call: diffusers' own Auto class for the task."""
-    class_name = index["_class_name"]
     if not task:
         return DiffusionPipeline
     if task not in AUTO_CLASSES:
@@ -353,9 +353,7 @@ def _supported(class_name: str) -> str:
         for task, mapping in MAPPINGS.items()
         if auto_pipeline._get_task_class(mapping, class_name, throw_error_if_not_exist=False) is not None
     ]
-    return (
-        f"diffusers maps {class_name} to {', '.join(tasks)}." if tasks else f"diffusers maps {class_name} to no task."
-    )
+    return f"diffusers maps {class_name} to {', '.join(tasks) or 'no task'}."
 
 
 def _dtype(name: str) -> torch.dtype:

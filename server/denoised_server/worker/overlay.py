@@ -76,7 +76,7 @@ class _Parameter:
         (one, data), (other, other_data) = left, right
         if one is not other or data is None or other_data is None:
             return one is other
-        return data.dtype == other_data.dtype and data.data_ptr() == other_data.data_ptr()
+        return bool(data.dtype == other_data.dtype and data.data_ptr() == other_data.data_ptr())
 
 
 class _Scaling:
@@ -166,9 +166,9 @@ def install() -> None:
     def noting_apply(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if (overlay := current()) is not None:
             overlay.note_tensors(self)
-        return apply(self, *args, **kwargs)
+        return apply(self, *args, **kwargs)  # type: ignore[no-untyped-call]
 
-    nn.Module.__setattr__ = noting_set_attribute  # type: ignore[method-assign,assignment]
+    nn.Module.__setattr__ = noting_set_attribute  # type: ignore[method-assign]
     nn.Module._apply = noting_apply  # type: ignore[method-assign]
     if importlib.util.find_spec("peft") is not None:
         _install_in_peft()

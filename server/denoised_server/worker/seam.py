@@ -10,7 +10,7 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import greenlet
 import torch
@@ -53,7 +53,7 @@ def watch(module: nn.Module) -> None:
         original = getattr(module, name)
         vars(module)[name] = _yielding(Method(module, name, original, joining.parameters(original)))
     if hasattr(module, "set_attn_processor"):
-        vars(module)["set_attn_processor"] = _noting_processors(module, module.set_attn_processor)
+        vars(module)["set_attn_processor"] = _noting_processors(module, cast(Any, module).set_attn_processor)
     if hasattr(module, "cache_context"):
         # Made on first use otherwise, which would look like a change that one request made.
         HookRegistry.check_if_exists_or_initialize(module)
@@ -86,8 +86,8 @@ def _switchable() -> bool:
         or torch.is_inference_mode_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch.is_autocast_enabled("cuda")
-        or torch.overrides._len_torch_function_stack()
-        or torch.utils._python_dispatch._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
         or torch.get_default_dtype() != torch.float32
         or _attention_kernels() != _ALL_ATTENTION_KERNELS
     )

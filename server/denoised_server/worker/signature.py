@@ -31,7 +31,7 @@ KINDS: dict[Any, str] = {
 
 
 @functools.cache
-def parameters(pipeline_class: type) -> tuple[Parameter, ...]:
+def parameters(pipeline_class: Any) -> tuple[Parameter, ...]:
     """In the order of the signature, `self` and catch-alls left out."""
     found = []
     for parameter in list(inspect.signature(pipeline_class.__call__).parameters.values())[1:]:

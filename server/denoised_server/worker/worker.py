@@ -10,6 +10,7 @@ import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import diffusers.utils.logging
 import psutil
@@ -46,6 +47,8 @@ from .sources import EMBEDDED, Sources
 
 logger = logging.getLogger(__name__)
 
+# What decides the bits of an output.
+LIBRARIES = ("diffusers", "torch", "transformers")
 Emit = Callable[[Event | End], None]
 
 
@@ -77,14 +80,13 @@ class Worker:
         self._media = ThreadPoolExecutor(2, "media")
 
     def ready(self) -> Ready:
+        cuda = self._device.type == "cuda"
         return Ready(
             pid=os.getpid(),
             host=platform.node(),
             device=str(self._device),
-            device_name=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.machine(),
-            library_versions={
-                name: importlib.metadata.version(name) for name in ("diffusers", "torch", "transformers")
-            },
+            device_name=torch.cuda.get_device_name(self._device) if cuda else platform.machine(),
+            library_versions={name: importlib.metadata.version(name) for name in LIBRARIES},
             embedded_models=tuple(EMBEDDED),
         )
 
@@ -238,11 +240,12 @@ class Worker:
 
 
 def _loaded(live: Live) -> Loaded:
+    pipeline_class: Any = type(live.pipeline)
     return Loaded(
         task=live.task,
-        pipeline_class=type(live.pipeline).__name__,
+        pipeline_class=pipeline_class.__name__,
         components=live.components,
-        parameters=signature.parameters(type(live.pipeline)),
+        parameters=signature.parameters(pipeline_class),
         revision=live.revision,
     )
 

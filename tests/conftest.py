@@ -1,0 +1,33 @@
+"""What all tests share: one compute thread, and checkpoints that are built once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory under which every checkpoint of the session lies."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def sd_checkpoint(checkpoint_dir: Path) -> Path:
+    from tests import checkpoints
+
+    return checkpoints.stable_diffusion(checkpoint_dir / "sd")
+
+
+@pytest.fixture(scope="session")
+def sdxl_checkpoint(checkpoint_dir: Path) -> Path:
+    from tests import checkpoints
+
+    return checkpoints.stable_diffusion_xl(checkpoint_dir / "sdxl")

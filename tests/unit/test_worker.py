@@ -1,0 +1,311 @@
+"""Commands to a real worker."""
+
+import json
+import threading
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from denoised.errors import (
+    DamagedWeightsError,
+    InvalidFieldError,
+    InvalidMediaError,
+    NeverFitsError,
+    NotAPipelineError,
+    PipelineNotFoundError,
+    PipelineRejectedError,
+    RepoNotFoundError,
+    SourceNotAllowedError,
+    TaskNotSupportedError,
+)
+from denoised.values import Artifact
+from denoised_server.messages import Generate, Load, LoadProgress, Progress, Recipe, Spec
+from denoised_server.worker.engine import Engine
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from tests import checkpoints
+from tests.unit.worker_driver import Driver, finished, images
+
+SIZE = {"height": 64, "width": 64}
+PICTURE = Image.new("RGB", (64, 64), (200, 80, 20))
+
+
+@pytest.fixture
+def driver(checkpoint_dir, tmp_path):
+    driver = Driver(checkpoint_dir, tmp_path)
+    yield driver
+    driver.close()
+
+
+def test_loading_reports_progress_and_ends_with_the_pipeline(driver, sd_checkpoint):
+    events = driver.start(Load("pipelines/a", Recipe(Spec(str(sd_checkpoint), task="text-to-image")))).result()
+    reports = [event for event in events if isinstance(event, LoadProgress)]
+    assert {"unet", "vae", "text_encoder"} <= {report.role for report in reports}
+    assert reports[-1].completed_bytes == reports[-1].total_bytes > 0
+    loaded = events[-1]
+    assert (loaded.task, loaded.pipeline_class) == ("text-to-image", "StableDiffusionPipeline")
+    held = {component.role: component.weight_bytes for component in loaded.components}
+    reference = StableDiffusionPipeline.from_pretrained(sd_checkpoint)
+    for role in ("unet", "vae"):
+        expected = sum(p.numel() * 4 for p in getattr(reference, role).parameters())
+        assert held[role] == expected
+    assert held["tokenizer"] == held["scheduler"] == 0
+
+
+def test_deriving_and_loading_again_take_no_bytes(driver, sd_checkpoint):
+    driver.load("pipelines/a", sd_checkpoint)
+    before = driver.snapshot().weight_bytes
+    driver.derive("pipelines/b", "pipelines/a", "image-to-image")
+    driver.derive("pipelines/c", "pipelines/b", "inpainting")
+    driver.load("pipelines/d", sd_checkpoint)
+    snapshot = driver.snapshot()
+    assert snapshot.weight_bytes == before
+    assert all(len(component.pipelines) == 4 for component in snapshot.components)
+    assert [driver.unload(f"pipelines/{name}") for name in "abc"] == [0, 0, 0]
+    assert driver.unload("pipelines/d") == before
+    assert driver.snapshot().weight_bytes == 0
+
+
+def test_checkpoints_share_what_has_the_same_content(driver, sd_checkpoint, tmp_path):
+    driver.load("pipelines/a", sd_checkpoint)
+    before = driver.snapshot().weight_bytes
+    other = driver.load("pipelines/b", checkpoints.stable_diffusion(tmp_path / "other", seed=7))
+    unet = next(component for component in other.components if component.role == "unet")
+    assert driver.snapshot().weight_bytes - before == unet.weight_bytes
+    images_of = [
+        images(driver.generate(f"pipelines/{name}", **SIZE, prompt="a", num_inference_steps=2).result())
+        for name in "ab"
+    ]
+    assert not np.allclose(*images_of, atol=1e-3)
+
+
+def test_two_dtypes_are_two_components(driver, sd_checkpoint):
+    driver.load("pipelines/a", sd_checkpoint)
+    driver.load("pipelines/b", sd_checkpoint, dtype="bfloat16")
+    assert len(driver.snapshot().components) == 6
+
+
+def test_a_changed_checkpoint_is_read_anew(driver, tmp_path):
+    folder = checkpoints.stable_diffusion(tmp_path / "sd", seed=1)
+    first = driver.load("pipelines/a", folder)
+    checkpoints.stable_diffusion(folder, seed=2)
+    second = driver.load("pipelines/b", folder)
+    digests = [{part.role: part.digest for part in loaded.components} for loaded in (first, second)]
+    assert digests[0]["unet"] != digests[1]["unet"]
+    assert digests[0]["vae"] == digests[1]["vae"]
+
+
+def test_a_component_from_elsewhere_and_none_at_all(driver, sd_checkpoint, tmp_path):
+    from denoised_server.messages import ComponentSource
+
+    other = checkpoints.stable_diffusion(tmp_path / "other", seed=7)
+    plain = driver.load("pipelines/a", other)
+    mixed = driver.load(
+        "pipelines/b",
+        sd_checkpoint,
+        overrides={
+            "unet": ComponentSource(str(other), subfolder="unet"),
+            "safety_checker": None,
+            "requires_safety_checker": False,
+        },
+    )
+    unets = [next(part for part in loaded.components if part.role == "unet") for loaded in (plain, mixed)]
+    assert unets[0].digest == unets[1].digest
+
+
+def test_cancelling_stops_within_a_step(driver, sd_checkpoint):
+    driver.load("pipelines/a", sd_checkpoint)
+    running = driver.generate("pipelines/a", prompt="a", **SIZE, num_inference_steps=900)
+    assert isinstance(running.next(), Progress)
+    calls = driver.snapshot().calls
+    running.cancel()
+    events = running.result()
+    assert all(isinstance(event, Progress) for event in events)
+    assert driver.snapshot().calls <= calls + len(events) + 2
+
+
+def test_a_load_that_is_cancelled_leaves_nothing(driver, sd_checkpoint):
+    running = driver.start(Load("pipelines/a", Recipe(Spec(str(sd_checkpoint), task="text-to-image"))))
+    running.cancel()
+    running.result()
+    snapshot = driver.snapshot()
+    assert (snapshot.weight_bytes, snapshot.reserved_bytes, snapshot.components) == (0, 0, ())
+    driver.load("pipelines/a", sd_checkpoint)
+
+
+def test_loading_beside_requests_changes_no_bit(driver, sd_checkpoint, sdxl_checkpoint):
+    driver.load("pipelines/a", sd_checkpoint)
+    request = {"prompt": "a cat", "num_inference_steps": 30, "forbid": True, **SIZE}
+    expected = images(driver.generate("pipelines/a", **request).result())
+    stop, failures = threading.Event(), []
+
+    def load():
+        while not stop.is_set():
+            try:
+                driver.load("pipelines/x", sdxl_checkpoint, dtype="float16")
+                driver.unload("pipelines/x")
+            except Exception as error:
+                failures.append(error)
+                return
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    try:
+        for _ in range(4):
+            np.testing.assert_array_equal(images(driver.generate("pipelines/a", **request).result()), expected)
+    finally:
+        stop.set()
+        loading.join()
+    assert not failures
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_one_request_that_fails_fails_alone(driver, sd_checkpoint):
+    driver.load("pipelines/a", sd_checkpoint)
+    good = [driver.generate("pipelines/a", prompt="a", **SIZE, num_inference_steps=5, seed=index) for index in range(3)]
+    bad = driver.generate("pipelines/a", **SIZE, num_inference_steps=5, prompt_embeds=torch.zeros(1, 77, 31))
+    with pytest.raises(Exception, match=r"failed|refused"):
+        bad.result()
+    assert all(finished(each.result()).calls for each in good)
+
+
+def test_a_joined_call_that_runs_out_of_memory_is_run_one_by_one(driver, sd_checkpoint, monkeypatch):
+    driver.load("pipelines/a", sd_checkpoint)
+    joined = Engine._run_joined
+
+    def exhausted(self, calls):
+        for call in calls:
+            original = call.method.original
+
+            def forward(*args, original=original, **kwargs):
+                sample = kwargs.get("sample", args[0] if args else None)
+                if isinstance(sample, torch.Tensor) and sample.shape[0] > 2:
+                    raise torch.OutOfMemoryError("injected")
+                return original(*args, **kwargs)
+
+            if call.method.name == "forward" and original.__name__ == "forward":
+                object.__setattr__(call.method, "original", forward)
+        return joined(self, calls)
+
+    monkeypatch.setattr(Engine, "_run_joined", exhausted)
+    running = [
+        driver.generate("pipelines/a", prompt="a", **SIZE, num_inference_steps=3, seed=index) for index in range(4)
+    ]
+    for each in running:
+        assert finished(each.result()).max_joined <= 4
+
+
+BAD_SOURCES = {
+    "outside": (lambda path: "/etc", SourceNotAllowedError),
+    "dots": (lambda path: f"{path}/../../../etc", SourceNotAllowedError),
+    "missing": (lambda path: f"{path}/nothing", RepoNotFoundError),
+    "not a pipeline": (lambda path: str(path), NotAPipelineError),
+    "no such repository": (lambda path: "nobody/nothing", RepoNotFoundError),
+    "nonsense": (lambda path: "a b c", InvalidFieldError),
+    "empty": (lambda path: "", InvalidFieldError),
+}
+
+
+@pytest.mark.parametrize(("source", "error"), BAD_SOURCES.values(), ids=BAD_SOURCES)
+def test_bad_sources(driver, tmp_path, source, error):
+    with pytest.raises(error):
+        driver.load("pipelines/a", source(tmp_path))
+    assert driver.snapshot().components == ()
+
+
+def test_a_link_out_of_the_allowed_directories_is_no_way_out(driver, tmp_path):
+    (tmp_path / "link").symlink_to("/etc")
+    with pytest.raises(SourceNotAllowedError):
+        driver.load("pipelines/a", tmp_path / "link")
+
+
+def test_truncated_weights_are_told_apart_before_anything_is_read(driver, tmp_path):
+    folder = checkpoints.stable_diffusion(tmp_path / "sd")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DamagedWeightsError, match=r"unet/diffusion_pytorch_model\.safetensors"):
+        driver.load("pipelines/a", folder)
+    weights.write_bytes(b"not weights at all")
+    with pytest.raises(DamagedWeightsError):
+        driver.load("pipelines/a", folder)
+    assert driver.snapshot().reserved_bytes == 0
+
+
+def test_a_damaged_index_and_an_unknown_class(driver, tmp_path):
+    folder = checkpoints.stable_diffusion(tmp_path / "sd")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(NotAPipelineError):
+        driver.load("pipelines/a", folder)
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "NoSuchPipeline"}))
+    with pytest.raises(TaskNotSupportedError):
+        driver.load("pipelines/a", folder)
+
+
+def test_a_task_that_the_family_lacks(driver, tmp_path):
+    folder = checkpoints.stable_diffusion(tmp_path / "sd")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "LuminaPipeline"}))
+    with pytest.raises(TaskNotSupportedError):
+        driver.load("pipelines/a", folder, task="inpainting")
+
+
+def test_unknown_overrides_and_dtypes(driver, sd_checkpoint):
+    with pytest.raises(InvalidFieldError, match="safety_checker"):
+        driver.load("pipelines/a", sd_checkpoint, overrides={"safty_checker": None})
+    with pytest.raises(InvalidFieldError):
+        driver.load("pipelines/a", sd_checkpoint, dtype="int8")
+
+
+def test_weights_over_the_budget_are_refused_before_they_are_read(checkpoint_dir, sd_checkpoint):
+    driver = Driver(checkpoint_dir, budget_bytes=1_000_000)
+    try:
+        memory = psutil.Process().memory_info().rss
+        with pytest.raises(NeverFitsError):
+            driver.load("pipelines/a", sd_checkpoint)
+        assert psutil.Process().memory_info().rss - memory < 3_000_000
+        assert driver.snapshot().reserved_bytes == 0
+    finally:
+        driver.close()
+
+
+BAD_ARGUMENTS = {
+    "not an image": ({"image": Artifact("image/png", b"nonsense")}, InvalidMediaError),
+    "another mask": ({"image": PICTURE, "mask_image": PICTURE.resize((32, 32))}, InvalidFieldError),
+    "short tensor": ({"latents": Artifact("application/x-tensor", b"123", "float32", (2,))}, InvalidMediaError),
+    "not a multiple of 8": ({"height": 63, "width": 64}, PipelineRejectedError),
+    "both prompts": ({"prompt_embeds": np.zeros((1, 77, 32), "float32")}, PipelineRejectedError),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
+def test_bad_arguments(driver, sd_checkpoint, arguments, error):
+    driver.load("pipelines/a", sd_checkpoint)
+    driver.derive("pipelines/b", "pipelines/a", "inpainting")
+    mask = PICTURE.convert("L")
+    good = {"prompt": "a cat", "image": PICTURE, "mask_image": mask, "num_inference_steps": 4, "seed": 1}
+    before = images(driver.generate("pipelines/b", **good).result())
+    with pytest.raises(error) as caught:
+        driver.generate("pipelines/b", **(good | arguments)).result()
+    assert "/" not in str(caught.value) or "image/" in str(caught.value) or "application/" in str(caught.value)
+    np.testing.assert_array_equal(images(driver.generate("pipelines/b", **good).result()), before)
+
+
+def test_generators_come_back_advanced(driver, sd_checkpoint):
+    driver.load("pipelines/a", sd_checkpoint)
+    generator = torch.Generator().manual_seed(5)
+    state = generator.get_state().numpy().tobytes()
+    command = Generate(
+        "pipelines/a", {"prompt": "a", **SIZE, "num_inference_steps": 2}, generators=(("cpu", state),), output_type="np"
+    )
+    ((device, advanced),) = finished(driver.start(command).result()).generators
+    torch.randn((1, 4, 8, 8), generator=generator)
+    assert device == "cpu"
+    assert advanced == generator.get_state().numpy().tobytes()
+
+
+def test_an_unknown_pipeline_is_not_found(driver):
+    with pytest.raises(PipelineNotFoundError):
+        driver.generate("pipelines/none", prompt="a").result()

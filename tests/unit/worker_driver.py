@@ -1,0 +1,99 @@
+"""A real Worker in the test's own process, driven by its commands."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+
+from denoised import media
+from denoised_server.messages import (
+    Derivation,
+    Derive,
+    Done,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    Output,
+    Recipe,
+    Snapshot,
+    Spec,
+    Unload,
+    WorkerSettings,
+)
+from denoised_server.worker.worker import Worker
+
+
+class Running:
+    """One command under way."""
+
+    def __init__(self, worker: Worker, number: int, command: object) -> None:
+        self._worker, self.number, self._events = worker, number, queue.SimpleQueue()
+        worker.submit(number, command, self._events.put)
+
+    def next(self):
+        return self._events.get(timeout=60)
+
+    def cancel(self) -> None:
+        self._worker.cancel(self.number)
+
+    def result(self) -> list:
+        """Every event; raises what the command failed with."""
+        events = []
+        while not isinstance(event := self.next(), Done | Failed):
+            events.append(event)
+        if isinstance(event, Failed):
+            raise event.error
+        return events
+
+
+class Driver:
+    """Loads, derives, generates, and reads the worker's mind."""
+
+    def __init__(self, *allowed: object, budget_bytes: int | None = None, max_joined: int = 32) -> None:
+        settings = WorkerSettings(
+            device="cpu",
+            threads=1,
+            budget_bytes=budget_bytes,
+            allow_dirs=tuple(map(str, allowed)),
+            state_dir="",
+            max_joined=max_joined,
+            verbose=False,
+        )
+        self.worker, self._numbers = Worker(settings), itertools.count()
+
+    def start(self, command: object) -> Running:
+        return Running(self.worker, next(self._numbers), command)
+
+    def load(self, name: str, folder: object, task: str = "text-to-image", **spec: object) -> Loaded:
+        return self.start(Load(name, Recipe(Spec(str(folder), task=task, **spec)))).result()[-1]
+
+    def derive(self, name: str, source: str, task: str) -> Loaded:
+        return self.start(Derive(name, source, Derivation(task))).result()[-1]
+
+    def unload(self, name: str) -> int:
+        return self.start(Unload(name)).result()[-1].freed_bytes
+
+    def generate(self, name: str, *, seed: int = 0, forbid: bool = False, output_type: str = "np", **arguments: object):
+        packed = {key: media.pack(value) for key, value in arguments.items()}
+        return self.start(
+            Generate(name, packed, seeds=(seed,), output_type=output_type, forbid_batching=forbid),
+        )
+
+    def snapshot(self) -> Snapshot:
+        return self.worker._snapshot()
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+def images(events: list):
+    """What a finished generation put out."""
+    outputs = [media.unpack(event.artifact) for event in events if isinstance(event, Output)]
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def finished(events: list) -> Finished:
+    (event,) = [event for event in events if isinstance(event, Finished)]
+    return event
