@@ -1,0 +1,59 @@
+# Each target does its own set-up, from nothing but Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# An old generator, so that the SDK runs beside old versions of grpcio and protobuf.
+GENERATOR := .venv-protos
+GENERATOR_READY := $(GENERATOR)/.ready
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format generate bench clean
+
+help: ## say what the targets are
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## start a daemon, load the demo model, make pictures of all three tasks in out/
+	$(BIN)/python -m denoised_server.demo --out out
+
+serve: $(READY) ## run a daemon in this terminal
+	$(BIN)/denoised serve
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) $(GENERATOR_READY) ## lint, types, import rules, protos, generated code fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+	PATH=$(abspath $(GENERATOR))/bin:$$PATH $(GENERATOR)/bin/python protos/generate.py --check
+	$(BIN)/python client/unasync.py --check
+
+format: $(READY) ## put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(READY) $(GENERATOR_READY) ## write client/denoised/v1 from the protos, and the sync SDK from the async one
+	PATH=$(abspath $(GENERATOR))/bin:$$PATH $(GENERATOR)/bin/python protos/generate.py
+	$(BIN)/python client/unasync.py
+
+bench: $(READY) ## run the benchmarks; they print ratios
+	$(BIN)/python -m tests.benchmarks
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(GENERATOR) out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(GENERATOR_READY): Makefile
+	$(PYTHON) -m venv $(GENERATOR)
+	$(GENERATOR)/bin/pip install --quiet grpcio-tools==1.71.2 mypy-protobuf==3.6.0 'protobuf<6' 'setuptools<81'
+	touch $@
