@@ -24,9 +24,6 @@ class Batching(enum.StrEnum):
     FORBID = "forbid"
 
 
-Source = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, rich_help_panel="Input")]
-
-
 def generate(
     name: Annotated[str, typer.Argument(help="The pipeline to run: its handle, or the id alone.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What to make.", rich_help_panel="Input")] = None,
@@ -104,7 +101,8 @@ def generate(
 ) -> None:
     """Run a pipeline and write what it makes.
 
-    Whatever is left out keeps the pipeline's own default. Ctrl-C stops the generation in the daemon too.
+    What is left out keeps the pipeline's own default.
+    Ctrl-C stops the generation in the daemon too.
 
     [bold]Examples[/bold]
 

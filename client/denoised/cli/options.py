@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -69,7 +69,7 @@ class Commands(TyperGroup):
             fail(str(error))
 
 
-def fail(message: str, hint: str = "") -> None:
+def fail(message: str, hint: str = "") -> NoReturn:
     """Says on stderr what went wrong and ends with exit code 1."""
     typer.secho(f"error: {message}", fg="red", err=True)
     if hint:

@@ -107,8 +107,8 @@ def derive(
 def ps(json: Json = False, target: Target = DefaultTarget, token: Token = None) -> None:
     """List the live pipelines and what each costs.
 
-    EXCLUSIVE goes away with the pipeline; SHARED is used by other pipelines as well. IDLE is the time since its last
-    use, EXPIRES the time left until it is unloaded unless it is used.
+    EXCLUSIVE goes away with the pipeline, SHARED is used by others as well.
+    IDLE is the time since its last use, EXPIRES what is left of its lease.
 
     [bold]Example[/bold]
 

@@ -75,7 +75,8 @@ def serve(
 ) -> None:
     """Run the daemon.
 
-    Prints one line with its address when it is ready. SIGTERM and Ctrl-C let it finish what is running and then end it.
+    Prints one line with its address when it is ready.
+    SIGTERM and Ctrl-C let it finish what is running and then end it.
 
     [bold]Examples[/bold]
 

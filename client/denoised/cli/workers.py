@@ -7,12 +7,26 @@ from ..v1 import worker_service_pb2 as pb
 from .console import bar, print_json, print_table, to_json
 from .options import DefaultTarget, Json, Target, Token, connect
 
+COLUMNS = (
+    "NAME",
+    "DEVICE",
+    "STATE",
+    "WEIGHTS",
+    "SAVED",
+    "PROCESS",
+    "PIPELINES",
+    "RUNNING",
+    "WAITING",
+    "JOINED",
+    "RESTARTS",
+)
+
 
 def workers(json: Json = False, target: Target = DefaultTarget, token: Token = None) -> None:
     """List the processes that own the devices: memory, load and batching.
 
-    WEIGHTS is what pipelines hold of the budget, SAVED what they would hold more if nothing were shared. JOINED is the
-    share of component calls that ran in one batch with calls of other generations.
+    WEIGHTS is what pipelines hold of the budget, SAVED what sharing saves.
+    JOINED is the share of calls that ran in one batch with other generations'.
 
     [bold]Example[/bold]
 
@@ -38,7 +52,7 @@ def workers(json: Json = False, target: Target = DefaultTarget, token: Token = N
             "RESTARTS",
         ],
         [_row(worker) for worker in found],
-        right=["SAVED", "PROCESS", "PIPELINES", "RUNNING", "WAITING", "JOINED", "RESTARTS"],
+        right=COLUMNS[4:],
     )
 
 
