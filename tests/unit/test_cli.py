@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from denoised.cli import app
+from denoised.v1 import generation_service_pb2, pipeline_service_pb2
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.unit.fake_daemon import DEFAULT_SEED, FakeDaemon, colour
+
+COMMANDS = ("serve", "load", "derive", "generate", "ps", "workers", "unload")
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
+    # Help and errors are drawn in boxes as wide as the terminal.
+    monkeypatch.setenv("COLUMNS", "200")
+    with FakeDaemon() as daemon:
+        monkeypatch.setenv("DENOISED_TARGET", daemon.target)
+        yield daemon
+
+
+def run(*args: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def sent(daemon: FakeDaemon) -> generation_service_pb2.GenerateRequest:
+    request: generation_service_pb2.GenerateRequest = daemon.last(generation_service_pb2.GenerateRequest)
+    return request
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_teaches_with_an_example(command: str, daemon: FakeDaemon) -> None:
+    text = run(command, "--help").output
+    assert f"denoised {command}" in text.split("Example")[1]
+    assert "Exit codes" in text
+
+
+def test_the_help_names_every_command(daemon: FakeDaemon) -> None:
+    text = run("--help").output
+    assert all(command in text for command in COMMANDS)
+    assert "DENOISED_TARGET" in text
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version").stdout.startswith("denoised ")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("nonsense",),
+        ("load",),
+        ("load", "demo", "--ttl", "soon"),
+        ("load", "demo", "--task", "painting"),
+        ("load", "demo", "--override", "vae"),
+        ("generate", "p0", "-o", "picture.xyz"),
+        ("generate", "p0", "-o", "no/such/place.png"),
+        ("generate", "p0", "--image", "absent.png"),
+        ("generate", "p0", "--priority", "1000"),
+        ("unload",),
+    ],
+)
+def test_wrong_usage_ends_with_two(args: tuple[str, ...], daemon: FakeDaemon) -> None:
+    run(*args, code=2)
+    assert daemon.requests == []
+
+
+# Pipelines
+
+
+def test_load_prints_the_handle_and_nothing_else_on_stdout(daemon: FakeDaemon) -> None:
+    result = run(
+        *("load", "demo", "--task", "image-to-image", "--dtype", "float16", "--id", "apples", "--ttl", "1h"),
+        *("--override", "safety_checker=null", "--override", "requires_safety_checker=false"),
+    )
+    assert result.stdout == "pipelines/apples\n"
+    request = daemon.last(pipeline_service_pb2.LoadPipelineRequest)
+    assert (request.spec.task, request.spec.dtype, request.ttl.seconds) == (2, 2, 3600)
+    assert request.spec.overrides["safety_checker"].value.HasField("null_value")
+    assert request.spec.overrides["requires_safety_checker"].value.bool_value is False
+
+
+def test_derive_and_unload_take_ids_alone(daemon: FakeDaemon) -> None:
+    run("load", "demo", "--id", "apples")
+    assert run("derive", "apples", "--task", "inpainting", "--id", "more").stdout == "pipelines/more\n"
+    assert run("unload", "apples", "pipelines/more").stdout == "apples: 0 B freed\npipelines/more: 9.77 KiB freed\n"
+
+
+def test_ps_shows_what_is_shared(daemon: FakeDaemon) -> None:
+    run("load", "demo", "--id", "apples")
+    run("derive", "apples", "--task", "inpainting", "--id", "more")
+    header, *rows = run("ps").stdout.splitlines()
+    assert header.split()[:4] == ["NAME", "CLASS", "TASK", "STATE"]
+    assert [row.split()[:8] for row in rows] == [
+        ["pipelines/apples", "StableDiffusionPipeline", "text-to-image", "active", "0", "B", "9.77", "KiB"],
+        ["pipelines/more", "StableDiffusionInpaintPipeline", "inpainting", "active", "0", "B", "9.77", "KiB"],
+    ]
+
+
+def test_json_has_the_names_of_the_protos_and_sizes_as_numbers(daemon: FakeDaemon) -> None:
+    run("load", "demo", "--id", "apples", "--ttl", "90s")
+    (pipeline,) = json.loads(run("ps", "--json").stdout)
+    assert (pipeline["name"], pipeline["exclusive_bytes"], pipeline["task"]) == (
+        "pipelines/apples",
+        10_000,
+        "TASK_TEXT_TO_IMAGE",
+    )
+    assert pipeline["components"][1]["weight_bytes"] == 9000
+    assert json.loads(run("load", "demo", "--json").stdout)["spec"]["repo_id"] == "demo"
+    assert json.loads(run("unload", "apples", "--json").stdout) == [{"name": "apples", "freed_bytes": 0}]
+
+
+def test_workers_shows_memory_and_joining(daemon: FakeDaemon) -> None:
+    row = run("workers").stdout.splitlines()[1]
+    assert "█████░░░░░ 9.77 KiB of 19.5 KiB" in row
+    assert "75%" in row
+    assert json.loads(run("workers", "--json").stdout)[0]["memory"]["budget_bytes"] == 20_000
+
+
+# Generations
+
+
+def test_generate_writes_a_picture_and_says_its_seed(daemon: FakeDaemon, tmp_path: Path) -> None:
+    run("load", "demo", "--id", "apples")
+    path = tmp_path / "apple.png"
+    result = run(
+        *("generate", "apples", "--prompt", "an apple", "-o", str(path), "--steps", "3", "--width", "24"),
+        *("--height", "16", "--guidance-scale", "7.5", "--negative-prompt", "pears", "--batching", "forbid"),
+        *("--priority", "-5", "--arg", "eta=0.5", "--arg", "sigmas=[1, 2]", "--arg", "clip_skip=null"),
+    )
+    assert f"{path}  (seed {DEFAULT_SEED};" in result.stdout
+    with Image.open(path) as picture:
+        assert (picture.size, picture.getpixel((0, 0))) == ((24, 16), colour(DEFAULT_SEED))
+    request = sent(daemon)
+    assert (request.prompt, request.negative_prompt, request.sampling.num_inference_steps) == ("an apple", "pears", 3)
+    assert (request.batching, request.priority) == (generation_service_pb2.BATCHING_FORBID, -5)
+    assert request.arguments["eta"].double_value == 0.5
+    assert request.arguments["clip_skip"].HasField("null_value")
+    assert not request.HasField("image")
+
+
+def test_generate_sends_pictures_and_numbers_several(daemon: FakeDaemon, tmp_path: Path) -> None:
+    run("load", "demo", "--task", "inpainting", "--id", "apples")
+    source, mask, out = tmp_path / "in.png", tmp_path / "mask.png", tmp_path / "out.jpg"
+    Image.new("RGB", (8, 8)).save(source)
+    Image.new("L", (8, 8)).save(mask)
+    result = run(
+        *("generate", "apples", "-p", "a leaf", "--image", str(source), "--mask", str(mask), "--strength", "0.5"),
+        *("--num-images", "2", "--seed", "5", "--seed", "6", "-o", str(out), "--json"),
+    )
+    report = json.loads(result.stdout)
+    assert report["images"] == [str(tmp_path / "out-0.jpg"), str(tmp_path / "out-1.jpg")]
+    assert report["seeds"] == [5, 6]
+    assert report["timings"]["run_seconds"] == 1.5
+    assert all(Path(path).stat().st_size for path in report["images"])
+    assert (sent(daemon).image.media_type, sent(daemon).mask_image.media_type) == ("image/png", "image/png")
+
+
+def test_generate_writes_to_stdout(daemon: FakeDaemon) -> None:
+    run("load", "demo", "--id", "apples")
+    result = run("generate", "apples", "-p", "an apple", "-o", "-")
+    with Image.open(io.BytesIO(result.stdout_bytes)) as picture:
+        assert picture.size == (8, 8)
+
+
+# Failures
+
+
+def test_a_failure_is_a_sentence_and_a_hint_on_stderr(daemon: FakeDaemon) -> None:
+    result = run("load", "nowhere", code=1)
+    assert result.stdout == ""
+    assert result.stderr == "error: There is no 'nowhere'.\nhint:  Try demo.\n"
+
+
+def test_a_picture_that_is_none_is_named(daemon: FakeDaemon, tmp_path: Path) -> None:
+    path = tmp_path / "in.png"
+    path.write_text("no picture")
+    result = run("generate", "apples", "--image", str(path), code=1)
+    assert f"{path} is not an image" in result.stderr
+
+
+def test_tensors_are_not_written_as_pictures(daemon: FakeDaemon) -> None:
+    run("load", "demo", "--id", "apples")
+    assert "output_type" in run("generate", "apples", "--arg", "output_type=np", code=1).stderr
+
+
+def test_nobody_at_the_target_is_one_error(daemon: FakeDaemon) -> None:
+    result = run("ps", "--target", "127.0.0.1:1", code=1)
+    assert "No daemon answers at 127.0.0.1:1" in result.stderr
+    assert "denoised serve" in result.stderr
+
+
+def test_the_token_is_sent(daemon: FakeDaemon) -> None:
+    run("ps", "--token", "secret")
+    assert daemon.metadata["authorization"] == "Bearer secret"
+
+
+# The daemon
+
+
+def test_serve_passes_on_what_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[dict[str, object], dict[str, object]]] = []
+
+    def main(overrides: dict[str, object], **rest: object) -> int:
+        calls.append((overrides, rest))
+        return 3
+
+    server = types.ModuleType("denoised_server.server")
+    server.main = main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "denoised_server.server", server)
+    run("serve", code=3)
+    run(
+        *("serve", "--address", "0.0.0.0:0", "--metrics-address", "127.0.0.1:0", "--device", "cpu", "--workers", "2"),
+        *("--threads", "1", "--allow-dir", str(tmp_path), "--allow-dir", "/models", "--state-dir", str(tmp_path)),
+        *("--print-config", "-v"),
+        code=3,
+    )
+    assert calls[0] == ({}, {"config_file": None, "print_config": False, "verbose": False})
+    assert calls[1] == (
+        {
+            "address": "0.0.0.0:0",
+            "metrics_address": "127.0.0.1:0",
+            "device": "cpu",
+            "workers": 2,
+            "threads": 1,
+            "allow_dirs": [tmp_path, Path("/models")],
+            "state_dir": tmp_path,
+        },
+        {"config_file": None, "print_config": True, "verbose": True},
+    )
+
+
+def test_serve_without_the_daemons_packages_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "denoised_server.server", None)
+    assert "pip install 'denoised[server]'" in run("serve", code=1).stderr

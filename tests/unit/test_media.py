@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from denoised import errors, media, values
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+NUMPY_DTYPES = [name for name in values.DTYPES if name != "bfloat16"]
+
+
+@given(
+    st.sampled_from(NUMPY_DTYPES).flatmap(lambda name: arrays.arrays(name, arrays.array_shapes(min_dims=0, min_side=0)))
+)
+def test_an_array_comes_back_bit_for_bit(array: np.ndarray[Any, Any]) -> None:
+    back = media.unpack(media.pack(array))
+    assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
+@pytest.mark.parametrize("dtype", list(values.DTYPES))
+@pytest.mark.parametrize("shape", [(), (0, 4), (2, 3)])
+def test_a_tensor_comes_back_bit_for_bit(dtype: str, shape: tuple[int, ...]) -> None:
+    tensor = torch.ones(shape).to(getattr(torch, dtype))
+    back = media.unpack(media.pack(tensor))
+    assert back.dtype == tensor.dtype
+    assert torch.equal(back, tensor)
+    back.zero_()
+
+
+def test_views_and_other_byte_orders_are_straightened() -> None:
+    array = np.arange(6, dtype=">i4").reshape(2, 3).T
+    assert (media.unpack(media.pack(array)) == array).all()
+    tensor = torch.arange(6).reshape(2, 3).T
+    assert torch.equal(media.unpack(media.pack(tensor)), tensor)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "F", "I"])
+def test_an_image_comes_back_with_its_mode(mode: str) -> None:
+    picture = Image.new(mode, (5, 3))
+    back = media.unpack(media.pack(picture))
+    assert (back.mode, back.size, back.tobytes()) == (mode, (5, 3), picture.tobytes())
+    assert type(back) is Image.Image
+
+
+@pytest.mark.parametrize("media_type", ["image/jpeg", "image/webp"])
+def test_lossy_formats_take_a_quality(media_type: str) -> None:
+    picture = Image.effect_noise((64, 64), 80).convert("RGB")
+    sizes = [len(media.pack_image(picture, media_type, quality).data) for quality in (10, 95)]
+    assert sizes[0] < sizes[1]
+    assert media.unpack(media.pack_image(picture, media_type)).size == (64, 64)
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(TypeError, match="image/gif"):
+        media.pack_image(Image.new("L", (1, 1)), "image/gif")
+
+
+@pytest.mark.parametrize(
+    "artifact",
+    [
+        values.Artifact("image/png", b"not an image"),
+        values.Artifact("image/png", b""),
+        values.Artifact("text/plain", b"hello"),
+        values.Artifact(values.TENSOR, b"\0" * 4),
+        values.Artifact(values.TENSOR, b"\0" * 4, "float32", (2,)),
+        values.Artifact(values.TENSOR, b"", "float32", (-1, 0)),
+        values.Artifact(values.NDARRAY, b"\0" * 2, "bfloat16", (1,)),
+    ],
+)
+def test_what_cannot_be_decoded_is_named_with_a_hint(artifact: values.Artifact) -> None:
+    with pytest.raises(errors.InvalidMediaError) as caught:
+        media.unpack(artifact)
+    assert caught.value.hint
+
+
+def test_a_truncated_image_is_refused() -> None:
+    data = media.pack_image(Image.effect_noise((64, 64), 80)).data
+    with pytest.raises(errors.InvalidMediaError):
+        media.unpack(values.Artifact("image/png", data[: len(data) // 2]))
+
+
+def test_formats_that_start_other_programs_are_not_opened() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "EPS")
+    with pytest.raises(errors.InvalidMediaError):
+        media.unpack(values.Artifact("image/png", buffer.getvalue()))
+
+
+def test_values_are_packed_inside_lists_and_dicts() -> None:
+    packed = media.pack({"a": [np.float32(0.5), np.bool_(True), (1, None)], "b": Image.new("L", (1, 1))})
+    assert packed["a"] == [0.5, True, [1, None]]  # type: ignore[index, call-overload]
+    assert media.unpack(packed)["b"].size == (1, 1)
+
+
+@pytest.mark.parametrize("value", [object(), np.array(["text"]), np.array([1 + 2j]), torch.tensor([1j])])
+def test_what_cannot_travel_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="cannot be sent"):
+        media.pack(value)

@@ -1,0 +1,122 @@
+"""What only the blocking or only the asyncio SDK can do."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+
+import denoised
+import denoised.aio
+import pytest
+
+from tests.unit.fake_daemon import FakeDaemon
+
+
+@pytest.fixture
+def daemon() -> Iterator[FakeDaemon]:
+    with FakeDaemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def target(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DENOISED_TARGET", daemon.target)
+    return daemon.target
+
+
+def test_the_example_of_diffusers_runs_with_one_changed_import(target: str) -> None:
+    import torch
+    from denoised import AutoPipelineForImage2Image, AutoPipelineForText2Image
+
+    with warnings.catch_warnings(action="ignore"):
+        pipeline = AutoPipelineForText2Image.from_pretrained(
+            "demo", torch_dtype=torch.float16, use_safetensors=True
+        ).to("cuda")
+    prompt = "Astronaut in a jungle, cold color palette, muted colors, detailed, 8k"
+    image = pipeline(prompt, num_inference_steps=25).images[0]
+    pipe_i2i = AutoPipelineForImage2Image.from_pipe(pipeline)
+    assert pipe_i2i(prompt, image=image, strength=0.5).images[0].size == image.size
+
+
+def test_ctrl_c_stops_the_generation_in_the_daemon(target: str, daemon: FakeDaemon) -> None:
+    daemon.step_seconds = 0.02
+    pipe = denoised.AutoPipelineForText2Image.from_pretrained("demo")
+    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        pipe("an apple", num_inference_steps=1000)
+    assert daemon.cancelled.wait(10)
+
+
+def test_leaving_a_loop_over_events_is_enough_to_cancel(target: str, daemon: FakeDaemon) -> None:
+    from denoised.v1.generation_service_pb2 import GenerateRequest
+
+    daemon.step_seconds = 0.02
+    with denoised.Client() as client:
+        request = GenerateRequest(pipeline=client.load("demo").name)
+        request.sampling.num_inference_steps = 1000
+        for _ in client.generate(request):
+            break
+        assert daemon.cancelled.wait(10)
+
+
+def test_components_and_memory_ask_the_daemon(target: str) -> None:
+    pipe = denoised.AutoPipelineForText2Image.from_pretrained("demo")
+    twin = denoised.AutoPipelineForInpainting.from_pipe(pipe)
+    assert pipe.components["unet"].sharers == 2
+    assert pipe.memory == denoised.Memory(exclusive_bytes=0, shared_bytes=10_000)
+    twin.unload()
+    assert pipe.memory == denoised.Memory(exclusive_bytes=10_000, shared_bytes=0)
+
+
+def test_a_remote_pipeline_cannot_be_changed_by_assignment(target: str) -> None:
+    pipe = denoised.AutoPipelineForText2Image.from_pretrained("demo")
+    with pytest.raises(AttributeError, match="'scheduler' of a remote pipeline cannot be set"):
+        pipe.scheduler = object()  # type: ignore[misc]
+
+
+def test_a_notebook_shows_its_components(target: str) -> None:
+    shown = denoised.AutoPipelineForText2Image.from_pretrained("demo")._repr_html_()
+    assert "<td>UNet2DConditionModel</td><td>8.79 KiB</td><td>float32</td><td>1</td>" in shown
+
+
+def test_pipelines_of_one_target_share_a_client(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = denoised.default_client()
+    assert denoised.default_client() is one
+    monkeypatch.setenv("DENOISED_TARGET", "elsewhere:1")
+    assert denoised.default_client() is not one
+    monkeypatch.setenv("DENOISED_TARGET", target)
+    one.close()
+    assert denoised.default_client() is not one
+
+
+def test_each_event_loop_has_a_client_of_its_own(target: str) -> None:
+    async def program() -> denoised.aio.AsyncClient:
+        pipe = await denoised.aio.AutoPipelineForText2Image.from_pretrained("demo")
+        assert denoised.aio.default_client() is pipe.client
+        await pipe("an apple")
+        await pipe.client.close()
+        return pipe.client
+
+    assert asyncio.run(program()) is not asyncio.run(program())
+
+
+async def test_cancelling_a_task_stops_the_generation(target: str, daemon: FakeDaemon) -> None:
+    daemon.step_seconds = 0.02
+    async with denoised.aio.AsyncClient(progress_bar=False) as client:
+        pipe = await client.load("demo")
+        running = asyncio.create_task(pipe("an apple", num_inference_steps=1000))
+        await asyncio.sleep(0.1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await asyncio.to_thread(daemon.cancelled.wait, 10)
+
+
+async def test_generations_of_one_loop_run_at_the_same_time(target: str, daemon: FakeDaemon) -> None:
+    async with denoised.aio.AsyncClient(progress_bar=False) as client, asyncio.TaskGroup() as group:
+        pipe = await client.load("demo")
+        tasks = [group.create_task(pipe("an apple", seed=seed)) for seed in range(8)]
+        assert [(await task).seeds for task in tasks] == [(seed,) for seed in range(8)]

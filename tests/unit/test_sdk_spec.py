@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from denoised import errors, spec
+from denoised.v1 import artifact_pb2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, "float16", "torch.float16", "fp16", "half", np.float16])
+def test_an_element_type_is_understood_however_it_is_said(dtype: Any) -> None:
+    assert spec.dtype_number(dtype) == artifact_pb2.DATA_TYPE_FLOAT16
+
+
+def test_no_element_type_leaves_it_to_the_daemon() -> None:
+    assert spec.dtype_number(None) == artifact_pb2.DATA_TYPE_UNSPECIFIED
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suggestion"), [("flaot16", "'float16'"), ("bloat16", "'bfloat16'"), ("auto", "Use")]
+)
+def test_a_wrong_element_type_gets_a_suggestion(dtype: str, suggestion: str) -> None:
+    with pytest.raises(errors.InvalidFieldError, match=suggestion) as caught:
+        spec.dtype_number(dtype)
+    assert caught.value.metadata == {"field": "dtype"}
+
+
+def test_weights_are_never_whole_numbers() -> None:
+    with pytest.raises(errors.InvalidFieldError):
+        spec.dtype_number(torch.int8)
+
+
+def test_a_wrong_task_gets_a_suggestion() -> None:
+    with pytest.raises(errors.InvalidFieldError, match="Did you mean 'inpainting'"):
+        spec.task_number("inpaint")
+
+
+def test_directories_are_sent_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model_index.json").write_text("{}")
+    expected = str((tmp_path / "mine").resolve())
+    assert spec.source("mine") == spec.source("./mine") == spec.source(Path("mine")) == expected
+
+
+def test_a_directory_that_only_shares_a_name_with_a_model_is_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert spec.source("demo") == "demo"
+    assert spec.source("owner/name") == "owner/name"
+
+
+def test_arguments_are_told_from_replacements() -> None:
+    settings, replaced = spec.split_load_arguments(
+        {
+            "torch_dtype": "float16",
+            "revision": None,
+            "variant": "fp16",
+            "safety_checker": None,
+            "low_cpu_mem_usage": True,
+        }
+    )
+    assert settings == {"dtype": "float16", "variant": "fp16"}
+    assert replaced == {"safety_checker": None}
+
+
+def test_the_newer_name_of_the_element_type_wins() -> None:
+    assert spec.split_load_arguments({"torch_dtype": "float16", "dtype": "bfloat16"})[0] == {"dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("torch_dtpye", "float16", "Did you mean 'torch_dtype'"),
+        ("use_safetensor", True, "Did you mean 'use_safetensors'"),
+        ("device_map", "auto", "The daemon decides"),
+        ("force_download", True, "Clear the cache"),
+        ("trust_remote_code", True, "own classes only"),
+        ("token", "hf_secret", "denoised.Client"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_reason(name: str, value: object, hint: str) -> None:
+    with pytest.raises(errors.InvalidFieldError, match=hint) as caught:
+        spec.split_load_arguments({name: value})
+    assert caught.value.metadata == {"field": name}
+
+
+def test_harmless_values_of_refused_arguments_pass() -> None:
+    harmless = {name: allowed for name, (values, _) in spec.REFUSED.items() for allowed in values}
+    assert spec.split_load_arguments(harmless) == ({}, {})
+
+
+def test_objects_of_this_process_are_refused() -> None:
+    with pytest.raises(NotImplementedError, match="unet: a Linear lives in this process"):
+        spec.overrides({"unet": torch.nn.Linear(1, 1)})
+
+
+def test_a_derived_pipeline_keeps_the_element_type() -> None:
+    with pytest.raises(errors.InvalidFieldError, match="shares the weights"):
+        spec.split_derive_arguments({"torch_dtype": torch.float16})
+    assert spec.split_derive_arguments({"torch_dtype": None, "controlnet": None}) == ({}, {"controlnet": None})
+
+
+def test_ids_alone_are_taken_for_handles() -> None:
+    assert spec.full_name("apples") == spec.full_name("pipelines/apples") == "pipelines/apples"
+    assert spec.full_name("") == ""
