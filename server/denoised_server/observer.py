@@ -10,6 +10,9 @@ from .messages import Snapshot
 class Observer:
     """Each method is told of one kind of event. Durations are in seconds."""
 
+    def request_ended(self, method: str, outcome: str, seconds: float) -> None:
+        """A call ended: "ok", "cancelled", or the reason of its error in lower case."""
+
     def queue_changed(self, worker: str, *, running: int, waiting: int) -> None:
         """The number of generations that a worker runs, or that wait for it, changed."""
 

@@ -143,7 +143,7 @@ class Link:
             # Whoever started it may have stopped waiting.
             self.ready.exception()
         elif not self._stopping:
-            logger.warning("%s", self._lost())
+            logger.warning("%s", self._lost().message)
             self._died(self.name)
         for events in self._waiting.values():
             events.end(self._lost())

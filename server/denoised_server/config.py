@@ -1,0 +1,218 @@
+"""Settings of the daemon: from flags, then DENOISED_* variables, then a TOML file, then the defaults."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from denoised.errors import InvalidFieldError
+from denoised.units import to_seconds
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "DENOISED_"
+SIZES = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+SIZES |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the text says which one, and what to do."""
+
+
+def _seconds(value: object) -> object:
+    try:
+        return to_seconds(value, "value") if isinstance(value, str) else value
+    except InvalidFieldError as error:
+        raise ValueError(f"{value!r} is not a duration; write seconds, or for example 90s, 30m, 24h or 7d") from error
+
+
+def _bytes(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())) or found[2].upper() not in SIZES:
+        raise ValueError(f"{value!r} is not a size; write bytes, or for example 64MiB or 1.5GiB")
+    return int(float(found[1]) * SIZES[found[2].upper()])
+
+
+def _budget(value: object) -> object:
+    if not isinstance(value, str) or value == "auto":
+        return value
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip()):
+        return min(float(found[1]) / 100, 1.0)
+    return _bytes(value)
+
+
+def _share_or_bytes(value: int | float | str) -> int | float | str:
+    """A share of the device's memory stays a float between 0 and 1; bytes are whole."""
+    if isinstance(value, str):
+        return value
+    if value <= 0:
+        raise ValueError("it is not above 0")
+    return value if isinstance(value, float) and value <= 1 else int(value)
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{value!r} is not HOST:PORT")
+    return value
+
+
+def _paths(value: object) -> object:
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+def _state_dir() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "denoised"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "denoised"
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+Address = Annotated[str, AfterValidator(_address)]
+Auto = Literal["auto"]
+
+
+class Settings(BaseSettings):
+    """Every setting there is."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", env_ignore_empty=True)
+
+    address: Annotated[Address, Field(description="Where to listen, as HOST:PORT; port 0 picks a free one.")] = (
+        "127.0.0.1:50051"
+    )
+    metrics_address: Annotated[Address, Field(description="Where Prometheus finds the metrics, as HOST:PORT.")] = (
+        "127.0.0.1:9464"
+    )
+    device: Annotated[
+        str, Field(description="Devices to use: auto (all GPUs, else the CPU), cpu, cuda (all GPUs) or cuda:N.")
+    ] = "auto"
+    workers: Annotated[
+        Annotated[int, Field(ge=1, le=256)] | Auto,
+        Field(description="Worker processes on the CPU; auto is one. A GPU always has one."),
+    ] = "auto"
+    threads: Annotated[
+        Annotated[int, Field(ge=1, le=4096)] | Auto,
+        Field(description="Compute threads of each worker; auto is its share of the cores."),
+    ] = "auto"
+    allow_dirs: Annotated[
+        list[Path],
+        NoDecode,
+        BeforeValidator(_paths),
+        Field(
+            description="Directories that pipelines may be loaded from, besides the Hugging Face cache and the "
+            "embedded models. In the environment, separated as in PATH."
+        ),
+    ] = Field(default_factory=list)
+    state_dir: Annotated[Path, Field(description="Directory for what outlives the daemon.")] = Field(
+        default_factory=_state_dir
+    )
+    memory_budget: Annotated[
+        int | float | Auto,
+        BeforeValidator(_budget),
+        AfterValidator(_share_or_bytes),
+        Field(description="Memory that weights may take on each device: bytes such as 20GiB, a percentage, or auto."),
+    ] = "auto"
+    default_ttl: Annotated[
+        Seconds, Field(ge=1, description="Seconds that an unused pipeline is kept when its caller does not say.")
+    ] = 86_400
+    max_ttl: Annotated[Seconds, Field(ge=1, description="Seconds that an unused pipeline is kept at most.")] = 2_592_000
+    max_waiting: Annotated[int, Field(ge=0, description="Generations that may wait for one worker.")] = 256
+    max_running: Annotated[
+        int, Field(ge=1, description="Generations that one worker runs at a time; their calls are joined.")
+    ] = 32
+    max_joined: Annotated[int, Field(ge=1, description="Generations whose calls may be joined into one batch.")] = 32
+    max_message_bytes: Annotated[
+        Bytes, Field(ge=2**20, le=2**30 - 1, description="Bytes of the largest request that is taken.")
+    ] = 64 * 2**20
+    max_pixels: Annotated[
+        int, Field(ge=1, description="Pixels of the largest picture: its height times its width.")
+    ] = 16_777_216
+    drain_grace: Annotated[
+        Seconds, Field(ge=0, description="Seconds that running generations are given to finish on SIGTERM.")
+    ] = 30
+    start_timeout: Annotated[Seconds, Field(gt=0, description="Seconds that a worker may take to come up.")] = 120
+
+    def to_toml(self) -> str:
+        """A file that says the same, each setting under what it means."""
+        lines = ["# Settings of denoised. Flags and DENOISED_* variables go before this file."]
+        for name, field in type(self).model_fields.items():
+            default = _literal(field.get_default(call_default_factory=True))
+            text = f"{field.description} Default: {default}."
+            lines += ["", *textwrap.wrap(text, 118, initial_indent="# ", subsequent_indent="# ")]
+            value = getattr(self, name)
+            if name == "memory_budget" and isinstance(value, float):
+                value = f"{100 * value:g}%"
+            lines.append(f"{name} = {_literal(value)}")
+        return "\n".join(lines) + "\n"
+
+
+def read(overrides: Mapping[str, object], file: Path | None) -> Settings:
+    """Raises SettingsError for what is unknown, of the wrong type or out of range."""
+    values = _read_file(file) if file is not None else {}
+
+    class WithFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, values)
+
+    _check_names(overrides)
+    try:
+        return WithFile(**dict[str, Any](overrides))
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read as TOML: {error}") from None
+    _check_names(values)
+    return values
+
+
+def _check_names(values: Iterable[str]) -> None:
+    known = list(Settings.model_fields)
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "`denoised serve --print-config` lists all there are."
+            raise SettingsError(f"There is no setting {name}; {hint}")
+
+
+def _explain(error: ValidationError) -> str:
+    reasons: dict[str, list[str]] = {}
+    for problem in error.errors():
+        text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        reasons.setdefault(str(problem["loc"][0]), []).append(text)
+    return "; ".join(f"{name}: {' or '.join(texts)}" for name, texts in reasons.items()) + "."
+
+
+def _literal(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case float() if value.is_integer():
+            return str(int(value))
+        case int() | float():
+            return str(value)
+        case list():
+            return f"[{', '.join(map(_literal, value))}]"
+    return json.dumps(str(value), ensure_ascii=False)

@@ -1,0 +1,86 @@
+"""Devices: which workers a machine is to have. Looks without torch, which the front-end does not import."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from .config import SettingsError
+
+NVIDIA_FOLDER = Path("/proc/driver/nvidia/gpus")
+SMI_SECONDS = 20
+
+
+def resolve(device: str, workers: int | None) -> list[str]:
+    """One torch device name for each worker, from the settings `device` and `workers`."""
+    if device == "auto":
+        device = "cuda" if count_gpus() else "cpu"
+    if device == "cpu":
+        return ["cpu"] * (workers or 1)
+    if workers is not None:
+        raise SettingsError(f"workers is for the CPU: {device} has one worker for each GPU. Leave it out.")
+    if found := re.fullmatch(r"cuda:(\d+)", device):
+        if (count := count_gpus()) <= int(found[1]):
+            raise SettingsError(f"There is no {device}: this machine shows {count} NVIDIA GPUs.")
+        return [device]
+    if device == "cuda":
+        if not (count := count_gpus()):
+            raise SettingsError("There is no NVIDIA GPU to be seen. Use --device cpu, or check the driver.")
+        return [f"cuda:{index}" for index in range(count)]
+    raise SettingsError(f"{device!r} is no device. Use auto, cpu, cuda or cuda:N.")
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that a process started from here sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = _count_present()
+    if visible is None or not present:
+        return present
+    # CUDA itself stops reading at the first entry it does not know; "-1" hides all.
+    names = [name.strip() for name in visible.split(",")]
+    cut = next((index for index, name in enumerate(names) if name in ("", "-1")), len(names))
+    return len(names[:cut])
+
+
+def threads_each(workers: Sequence[str], threads: int | None) -> int:
+    """Compute threads of each worker: the setting, or a fair share of the cores."""
+    return threads or max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0]) // len(workers))
+
+
+def budget_bytes(setting: int | float | None, device: str, workers: int) -> int | None:
+    """The memory that weights may take: bytes, a share of the device's memory, or None for the worker to find out."""
+    if not isinstance(setting, float):
+        return setting
+    total = psutil.virtual_memory().total // workers if device == "cpu" else _gpu_bytes(device)
+    return int(total * setting)
+
+
+def _count_present() -> int:
+    if NVIDIA_FOLDER.is_dir():
+        return len(list(NVIDIA_FOLDER.iterdir()))
+    return len([line for line in _smi("-L") if line.startswith("GPU ")])
+
+
+def _gpu_bytes(device: str) -> int:
+    index = device.removeprefix("cuda:")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    name = visible.split(",")[int(index)].strip() if visible else index
+    lines = _smi(f"--id={name}", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    if not (lines and lines[0].strip().isdigit()):
+        raise SettingsError(f"nvidia-smi does not say how much memory {device} has. Give memory_budget in bytes.")
+    return int(lines[0]) * 2**20
+
+
+def _smi(*arguments: str) -> list[str]:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *arguments], capture_output=True, text=True, timeout=SMI_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.splitlines()

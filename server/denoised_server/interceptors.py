@@ -1,0 +1,115 @@
+"""Around every call: a request id, a count by outcome, and errors as statuses that clients understand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeAlias, cast
+
+import grpc
+from denoised.errors import DenoisedError, InternalError, MessageTooLargeError
+from denoised.status import DETAILS_KEY, to_details
+
+from .observer import Observer
+
+logger = logging.getLogger(__name__)
+
+OURS = "/denoised."
+# gRPC carries a status in headers, of which peers take 8 KiB. It holds our text up to three times.
+MAX_TEXT_BYTES = 800
+
+# Only the stubs know that it is generic.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Translates a DenoisedError to its status and details; everything else is a bug, and says so.
+
+    A handler may thus be written as if nothing could fail.
+    """
+
+    def __init__(self, *, max_message_bytes: int, observer: Observer) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._observer = observer
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(OURS):
+            return cast("Handler | None", handler)
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            stream = handler.unary_stream
+
+            async def answer_stream(request: Any, context: Any) -> AsyncIterator[Any]:
+                async with self._watched(method, request, context), aclosing(stream(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+            return grpc.unary_stream_rpc_method_handler(answer_stream, **codec)
+        unary = handler.unary_unary
+
+        async def answer(request: Any, context: Any) -> Any:
+            async with self._watched(method, request, context):
+                return await unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, **codec)
+
+    @asynccontextmanager
+    async def _watched(self, method: str, request: Any, context: Any) -> AsyncGenerator[None, None]:
+        name, request_id = method.rsplit("/", 1)[-1], secrets.token_hex(8)
+        began, outcome = time.monotonic(), "cancelled"
+        try:
+            self._check_size(request)
+            yield
+            outcome = "ok"
+        except DenoisedError as error:
+            outcome = error.reason.lower() or "internal"
+            await _abort(context, error, request_id)
+        except Exception:
+            outcome = "internal"
+            logger.exception("request %s: %s failed in a way it should not", request_id, name)
+            bug = InternalError("The daemon failed in a way it should not.", hint="Its log has the rest.")
+            await _abort(context, bug, request_id)
+        except (asyncio.CancelledError, GeneratorExit):
+            if (left := context.time_remaining()) is not None and left <= 0:
+                outcome = "deadline_exceeded"
+            raise
+        finally:
+            seconds = time.monotonic() - began
+            self._observer.request_ended(name, outcome, seconds)
+            logger.info("request %s: %s %s after %.3f s", request_id, name, outcome, seconds)
+
+    def _check_size(self, request: Any) -> None:
+        if (size := request.ByteSize()) > self._max_message_bytes:
+            raise MessageTooLargeError(
+                f"The request takes {size:,} bytes and the daemon takes at most {self._max_message_bytes:,}.",
+                hint="Send smaller or fewer images, or raise the daemon's setting max_message_bytes.",
+            )
+
+
+async def _abort(context: Any, error: DenoisedError, request_id: str) -> None:
+    sent = type(error)(
+        _cut(error.message),
+        hint=_cut(error.hint),
+        retry_after=error.retry_after,
+        metadata={key: _cut(value) for key, value in error.metadata.items()} | {"request_id": request_id},
+    )
+    code = getattr(grpc.StatusCode, sent.code)
+    await context.abort(code, str(sent), ((DETAILS_KEY, to_details(sent)),))
+
+
+def _cut(text: str) -> str:
+    data = text.encode()
+    return text if len(data) <= MAX_TEXT_BYTES else data[:MAX_TEXT_BYTES].decode(errors="ignore") + " …"

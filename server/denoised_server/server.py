@@ -1,0 +1,242 @@
+"""The daemon: starts everything, says where it listens, and stops everything in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from denoised.errors import DenoisedError
+from denoised.version import __version__
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from . import config, devices, logs
+from .background import Background
+from .config import Settings, SettingsError
+from .executor.local import WORKER, LocalExecutor
+from .interceptors import ErrorInterceptor
+from .messages import WorkerSettings
+from .metrics import Metrics, MetricsServer
+from .pool import Pool
+from .services import METHODS, SERVICES, add_services
+
+logger = logging.getLogger(__name__)
+
+# How long calls that have ended get to send what they have.
+FLUSH_SECONDS = 2.0
+# Clients ping to keep connections open; gRPC would by default end those that ping more often than every five minutes.
+MIN_PING_MS = 5_000
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text is for whoever started it."""
+
+
+def main(
+    overrides: Mapping[str, object],
+    *,
+    config_file: Path | None,
+    print_config: bool,
+    verbose: bool,
+    worker: str = WORKER,
+) -> int:
+    """Runs the daemon until it is told to stop; returns the exit code of the process."""
+    logs.set_up(verbose=verbose)
+    try:
+        settings = config.read(overrides, config_file)
+        if print_config:
+            sys.stdout.write(settings.to_toml())
+            return 0
+        asyncio.run(_serve(settings, worker=worker, verbose=verbose))
+    except SettingsError as error:
+        sys.stderr.write(f"denoised: {error}\n")
+        return 2
+    except (StartError, DenoisedError) as error:
+        sys.stderr.write(f"denoised: {error}\n")
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
+    stopped = _catch_signals()
+    async with AsyncExitStack() as stack:
+        workers = _worker_settings(settings, verbose=verbose)
+        metrics = Metrics(
+            version=__version__, methods=METHODS, workers=[f"workers/{index}" for index in range(len(workers))]
+        )
+        # Both ports before the workers: a second daemon on the same machine learns at once that there is a first.
+        server = _make_server(settings, metrics)
+        port = _bind(server, settings.address)
+        metrics_server = _serve_metrics(metrics, settings.metrics_address)
+        stack.callback(metrics_server.stop)
+        pool = Pool(
+            LocalExecutor(workers, start_timeout=settings.start_timeout, worker=worker),
+            max_running=settings.max_running,
+            max_waiting=settings.max_waiting,
+            max_pixels=settings.max_pixels,
+            default_ttl=min(settings.default_ttl, settings.max_ttl),
+            max_ttl=settings.max_ttl,
+            start_timeout=settings.start_timeout,
+            observer=metrics,
+        )
+        stack.push_async_callback(pool.stop)
+        if not await _unless(stopped, pool.start()):
+            return
+        add_services(
+            server,
+            pool,
+            max_message_bytes=settings.max_message_bytes,
+            max_pixels=settings.max_pixels,
+            max_waiting=settings.max_waiting,
+        )
+        await stack.enter_async_context(_health(server, pool))
+        reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+        await server.start()
+        stack.push_async_callback(server.stop, FLUSH_SECONDS)
+        host, metrics_host = (address.rpartition(":")[0] for address in (settings.address, settings.metrics_address))
+        metrics_at = f"http://{metrics_host}:{metrics_server.port}/metrics"
+        sys.stdout.write(f"denoised ready on {host}:{port}, metrics on {metrics_at}\n")
+        sys.stdout.flush()
+        await stopped.wait()
+        logger.info("stopping: what runs has %g s to finish; another signal ends it at once", settings.drain_grace)
+        await pool.drain(settings.drain_grace)
+
+
+def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSettings]:
+    names = devices.resolve(settings.device, None if settings.workers == "auto" else settings.workers)
+    threads = devices.threads_each(names, None if settings.threads == "auto" else settings.threads)
+    budget = None if settings.memory_budget == "auto" else settings.memory_budget
+    state_dir = settings.state_dir.expanduser().absolute()
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"state_dir {state_dir} cannot be made: {error.strerror}.") from error
+    return [
+        WorkerSettings(
+            device=name,
+            threads=threads,
+            budget_bytes=devices.budget_bytes(budget, name, len(names)),
+            allow_dirs=tuple(str(path.expanduser().resolve()) for path in settings.allow_dirs),
+            state_dir=str(state_dir),
+            max_joined=settings.max_joined,
+            verbose=verbose,
+        )
+        for name in names
+    ]
+
+
+def _make_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
+    interceptor = ErrorInterceptor(max_message_bytes=settings.max_message_bytes, observer=metrics)
+    return grpc.aio.server(
+        interceptors=(interceptor,),
+        options=(
+            # Otherwise a second daemon gets the same port, and half of the calls.
+            ("grpc.so_reuseport", 0),
+            # Above our own limit: gRPC refuses without saying why or where the limit is set.
+            ("grpc.max_receive_message_length", 2 * settings.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # A client that vanished without a word is noticed, and its generations end.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+        ),
+    )
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    try:
+        # gRPC keeps the reason of a failure to itself, so we try first.
+        socket.create_server(_split(address)).close()
+        return server.add_insecure_port(address)
+    except OSError as error:
+        raise StartError(f"address {address} cannot be listened on: {_why(error)}.") from None
+    except RuntimeError:
+        raise StartError(f"address {address} cannot be listened on.") from None
+
+
+def _serve_metrics(metrics: Metrics, address: str) -> MetricsServer:
+    host, port = _split(address)
+    try:
+        return MetricsServer(metrics.registry, host=host, port=port)
+    except OSError as error:
+        raise StartError(f"metrics_address {address} cannot be listened on: {_why(error)}.") from None
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "it is in use; another daemon may be running"
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror)
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+@asynccontextmanager
+async def _health(server: grpc.aio.Server, pool: Pool) -> AsyncGenerator[None, None]:
+    """Answers grpc.health.v1: the daemon and its services are up while a worker takes work."""
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+
+    async def follow() -> None:
+        while True:
+            await show(health_pb2.HealthCheckResponse.SERVING)
+            await pool.until(lambda: not pool.is_serving)
+            await show(health_pb2.HealthCheckResponse.NOT_SERVING)
+            await pool.until(lambda: pool.is_serving)
+
+    async def show(status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", *SERVICES):
+            await servicer.set(service, status)
+
+    background = Background()
+    background.spawn(follow(), name="health")
+    try:
+        yield
+    finally:
+        await background.stop()
+
+
+def _catch_signals() -> asyncio.Event:
+    """An event for the first signal to stop; the second one ends the process there and then."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if stopped.is_set():
+            # Workers end by themselves when their pipes do.
+            os._exit(128 + number)
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    return stopped
+
+
+async def _unless(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Does the work, or gives up on it when told to stop; returns whether it is done."""
+    task, wait = asyncio.create_task(work), asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait((task, wait), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return False
+        await task
+        return True
+    finally:
+        for one in (task, wait):
+            one.cancel()
+        await asyncio.wait((task, wait))

@@ -1,0 +1,141 @@
+"""The gRPC services: a proto in, the pool, a proto out. What goes wrong is the interceptor's to tell."""
+
+# ruff: noqa: N802 - methods are named as in the protos.
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from denoised.v1 import generation_service_pb2 as generation_pb
+from denoised.v1 import pipeline_service_pb2 as pipeline_pb
+from denoised.v1 import worker_service_pb2 as worker_pb
+from denoised.v1.generation_service_pb2_grpc import (
+    GenerationServiceServicer,
+    add_GenerationServiceServicer_to_server,
+)
+from denoised.v1.pipeline_service_pb2_grpc import PipelineServiceServicer, add_PipelineServiceServicer_to_server
+from denoised.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+from denoised.version import __version__
+
+from . import wire
+from .pool import Pool
+
+_DESCRIPTORS = tuple(
+    module.DESCRIPTOR.services_by_name[name]
+    for module, name in (
+        (pipeline_pb, "PipelineService"),
+        (generation_pb, "GenerationService"),
+        (worker_pb, "WorkerService"),
+    )
+)
+SERVICES = tuple(service.full_name for service in _DESCRIPTORS)
+METHODS = tuple(method.name for service in _DESCRIPTORS for method in service.methods)
+
+
+class PipelineService(PipelineServiceServicer):
+    """Keeps pipelines."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def LoadPipeline(
+        self, request: pipeline_pb.LoadPipelineRequest, context: Any
+    ) -> AsyncIterator[pipeline_pb.LoadPipelineResponse]:
+        async with aclosing(self._pool.load(wire.spec(request), wire.lease(request))) as events:
+            async for event in events:
+                yield wire.load_response(event)
+
+    async def DerivePipeline(
+        self, request: pipeline_pb.DerivePipelineRequest, context: Any
+    ) -> pipeline_pb.DerivePipelineResponse:
+        view = await self._pool.derive(request.source, wire.derivation(request), wire.lease(request))
+        return pipeline_pb.DerivePipelineResponse(pipeline=wire.pipeline(view))
+
+    async def GetPipeline(
+        self, request: pipeline_pb.GetPipelineRequest, context: Any
+    ) -> pipeline_pb.GetPipelineResponse:
+        return pipeline_pb.GetPipelineResponse(pipeline=wire.pipeline(self._pool.get(request.name)))
+
+    async def ListPipelines(
+        self, request: pipeline_pb.ListPipelinesRequest, context: Any
+    ) -> pipeline_pb.ListPipelinesResponse:
+        views, token = self._pool.list_pipelines(page_size=request.page_size, page_token=request.page_token)
+        return pipeline_pb.ListPipelinesResponse(pipelines=map(wire.pipeline, views), next_page_token=token)
+
+    async def WatchPipelines(
+        self, request: pipeline_pb.WatchPipelinesRequest, context: Any
+    ) -> AsyncIterator[pipeline_pb.WatchPipelinesResponse]:
+        async with aclosing(self._pool.watch()) as changes:
+            async for change in changes:
+                yield wire.watch_response(change)
+
+    async def RenewPipeline(
+        self, request: pipeline_pb.RenewPipelineRequest, context: Any
+    ) -> pipeline_pb.RenewPipelineResponse:
+        return pipeline_pb.RenewPipelineResponse(
+            pipeline=wire.pipeline(self._pool.renew(request.name, wire.ttl(request)))
+        )
+
+    async def UnloadPipeline(
+        self, request: pipeline_pb.UnloadPipelineRequest, context: Any
+    ) -> pipeline_pb.UnloadPipelineResponse:
+        return pipeline_pb.UnloadPipelineResponse(
+            freed_bytes=await self._pool.unload(request.name, force=request.force)
+        )
+
+
+class GenerationService(GenerationServiceServicer):
+    """Runs pipelines."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def Generate(
+        self, request: generation_pb.GenerateRequest, context: Any
+    ) -> AsyncIterator[generation_pb.GenerateResponse]:
+        async with aclosing(self._pool.generate(wire.generate(request))) as events:
+            async for event in events:
+                yield wire.generate_response(event)
+
+
+class WorkerService(WorkerServiceServicer):
+    """Shows the processes behind the daemon. The keyword arguments are what it says the daemon accepts."""
+
+    def __init__(self, pool: Pool, *, max_message_bytes: int, max_pixels: int, max_waiting: int) -> None:
+        self._pool = pool
+        self._max_message_bytes = max_message_bytes
+        self._max_pixels = max_pixels
+        self._max_waiting = max_waiting
+        self._start_time = time.time()
+
+    async def ListWorkers(self, request: worker_pb.ListWorkersRequest, context: Any) -> worker_pb.ListWorkersResponse:
+        views, token = self._pool.list_workers(page_size=request.page_size, page_token=request.page_token)
+        return worker_pb.ListWorkersResponse(workers=map(wire.worker, views), next_page_token=token)
+
+    async def GetServerInfo(
+        self, request: worker_pb.GetServerInfoRequest, context: Any
+    ) -> worker_pb.GetServerInfoResponse:
+        (first, *_), _ = self._pool.list_workers(page_size=1, page_token="")
+        return worker_pb.GetServerInfoResponse(
+            version=__version__,
+            library_versions=first.ready.library_versions,
+            start_time=wire.timestamp(self._start_time),
+            embedded_models=first.ready.embedded_models,
+            max_message_bytes=self._max_message_bytes,
+            max_pixels=self._max_pixels,
+            max_waiting=self._max_waiting,
+        )
+
+
+def add_services(
+    server: grpc.aio.Server, pool: Pool, *, max_message_bytes: int, max_pixels: int, max_waiting: int
+) -> None:
+    """Adds all of them."""
+    add_PipelineServiceServicer_to_server(PipelineService(pool), server)
+    add_GenerationServiceServicer_to_server(GenerationService(pool), server)
+    workers = WorkerService(pool, max_message_bytes=max_message_bytes, max_pixels=max_pixels, max_waiting=max_waiting)
+    add_WorkerServiceServicer_to_server(workers, server)
