@@ -96,10 +96,12 @@ def _callback(named: dict[str, Any]) -> StepCallback | None:
         raise UnsupportedError("callback: latents do not leave the daemon.", hint="Use callback_on_step_end.")
     # Only says how often the legacy callback runs.
     named.pop("callback_steps", None)
-    if tensors := named.pop("callback_on_step_end_tensor_inputs", None):
+    callback: StepCallback | None = named.pop("callback_on_step_end", None)
+    # diffusers' own PipelineCallback classes bring the names of the tensors they want.
+    wanted = named.pop("callback_on_step_end_tensor_inputs", None)
+    if tensors := wanted or getattr(callback, "tensor_inputs", None):
         raise UnsupportedError(
             f"callback_on_step_end_tensor_inputs: {', '.join(tensors)} cannot leave the daemon while it denoises.",
             hint="Leave it out: the callback is then told of each step, without tensors.",
         )
-    callback: StepCallback | None = named.pop("callback_on_step_end", None)
     return callback

@@ -151,7 +151,7 @@ class Client:
             request_id=request_id,
         )
         stream: Stream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
-            lambda stubs: stubs.pipelines.LoadPipeline, request, timeout
+            lambda stubs: stubs.pipelines.LoadPipeline, request, self._limit(timeout)
         )
         info: pipeline_service_pb2.Pipeline | None = None
         with contextlib.closing(iter(stream)) as events:
@@ -293,7 +293,7 @@ class Client:
         Raises:
             MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
         """
-        return self._stream(lambda stubs: stubs.generations.Generate, request, timeout)
+        return self._stream(lambda stubs: stubs.generations.Generate, request, self._limit(timeout))
 
     # Workers
 
@@ -354,7 +354,7 @@ class Client:
     def _stream(self, choose: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Stream[Any]:
         check_size(request, self._max_message_bytes)
         return Stream(
-            lambda: choose(self._stubs())(request, timeout=self._limit(timeout), metadata=self._metadata),
+            lambda: choose(self._stubs())(request, timeout=timeout, metadata=self._metadata),
             self.target,
         )
 

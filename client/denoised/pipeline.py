@@ -221,14 +221,14 @@ class Pipeline:
 
     def __getattr__(self, name: str) -> Any:
         known = ", ".join(sorted(known for known in dir(type(self)) if not known.startswith("_")))
-        raise AttributeError(f"A remote pipeline has no {name!r}. There is: {known}.", name=name, obj=None)
+        raise AttributeError(f"A remote pipeline has no {name!r}. There is: {known}.", name=name, obj=self)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in self.__slots__:
             raise AttributeError(
                 f"{name!r} of a remote pipeline cannot be set. Name what to replace in from_pretrained or from_pipe.",
                 name=name,
-                obj=None,
+                obj=self,
             )
         object.__setattr__(self, name, value)
 

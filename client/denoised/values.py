@@ -35,12 +35,16 @@ DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Encoded media, or numbers with their layout; mirrors `denoised.v1.Artifact`."""
+    """Encoded media, or numbers with their layout; mirrors `denoised.v1.Artifact`.
+
+    `dim_order` is empty for row-major data.
+    """
 
     media_type: str
     data: bytes
     dtype: str = ""
     shape: tuple[int, ...] = ()
+    dim_order: tuple[int, ...] = ()
 
 
 Plain: TypeAlias = bool | int | float | str | Artifact | Sequence["Plain"] | Mapping[str, "Plain"] | None
@@ -51,12 +55,14 @@ def artifact_to_proto(artifact: Artifact) -> pb.Artifact:
     if artifact.dtype:
         message.tensor.dtype = DTYPES[artifact.dtype]
         message.tensor.shape.extend(artifact.shape)
+        message.tensor.dim_order.extend(artifact.dim_order)
     return message
 
 
 def artifact_from_proto(message: pb.Artifact) -> Artifact:
     dtype = DTYPE_NAMES.get(message.tensor.dtype, "") if message.HasField("tensor") else ""
-    return Artifact(message.media_type, message.data, dtype, tuple(message.tensor.shape))
+    layout = message.tensor
+    return Artifact(message.media_type, message.data, dtype, tuple(layout.shape), tuple(layout.dim_order))
 
 
 def to_proto(value: Plain) -> pb.Value:

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 from denoised import errors, media, status, values
 from denoised.v1 import (
+    artifact_pb2,
     generation_service_pb2,
     generation_service_pb2_grpc,
     pipeline_service_pb2,
@@ -161,11 +162,11 @@ class FakeDaemon(
     def WatchPipelines(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         with self._answering(request, context):
             response = pipeline_service_pb2.WatchPipelinesResponse
+            context.add_callback(self.changed.set)
+            context.add_callback(self.cancelled.set)
             for name in self.names:
                 yield response(change=response.CHANGE_ADDED, pipeline=self._find(name))
             yield response(change=response.CHANGE_SYNCED)
-            context.add_callback(self.changed.set)
-            context.add_callback(self.cancelled.set)
             self.changed.wait(30)
 
     def RenewPipeline(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -195,13 +196,13 @@ class FakeDaemon(
             worker="workers/0",
             parameters=[pipeline_service_pb2.Parameter(name=name) for name in (*PARAMETERS, *TYPED)],
         )
-        info.spec.dtype = info.spec.dtype or 1
+        info.spec.dtype = info.spec.dtype or artifact_pb2.DATA_TYPE_FLOAT32
         for role, class_name, size in COMPONENTS:
             if role in overrides and overrides[role].value.HasField("null_value"):
                 continue
             digest = hashlib.sha256(f"{spec.repo_id} {role} {info.spec.dtype}".encode()).hexdigest()
-            dtype = info.spec.dtype if size else 0
-            info.components.add(role=role, class_name=class_name, digest=digest, weight_bytes=size, dtype=dtype)  # type: ignore[arg-type]
+            dtype = info.spec.dtype if size else artifact_pb2.DATA_TYPE_UNSPECIFIED
+            info.components.add(role=role, class_name=class_name, digest=digest, weight_bytes=size, dtype=dtype)
         info.create_time.GetCurrentTime()
         info.last_use_time.GetCurrentTime()
         info.expire_time.FromSeconds(int(time.time()) + (request.ttl.seconds or 600))
@@ -229,12 +230,12 @@ class FakeDaemon(
     def Generate(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         response = generation_service_pb2.GenerateResponse
         with self._answering(request, context):
+            ended = threading.Event()
+            context.add_callback(lambda: None if ended.is_set() else self.cancelled.set())
             self._find(request.pipeline)
             for name in request.arguments:
                 if name not in (*PARAMETERS, *TYPED):
                     raise errors.UnknownArgumentError(f"There is no argument {name!r}.", metadata={"suggestion": "eta"})
-            ended = threading.Event()
-            context.add_callback(lambda: ended.is_set() or self.cancelled.set())
             for position in self.queue_positions:
                 yield response(queued=generation_service_pb2.Queued(position=position))
             steps = request.sampling.num_inference_steps or 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -38,6 +39,15 @@ async def client(sdk: Any, daemon: FakeDaemon) -> AsyncIterator[Any]:
 @pytest.fixture
 async def pipe(sdk: Any, client: Any) -> Any:
     return await sdk.AutoPipelineForText2Image.from_pretrained("demo", client=client)
+
+
+class CutoffCallback:
+    """Like diffusers' own callback classes."""
+
+    tensor_inputs = ("latents",)
+
+    def __call__(self, *args: Any) -> dict[str, Any]:
+        return {}
 
 
 def sent(daemon: FakeDaemon) -> generation_service_pb2.GenerateRequest:
@@ -241,6 +251,8 @@ async def test_what_a_callback_raises_stops_the_generation(pipe: Any, daemon: Fa
 async def test_tensors_in_callbacks_are_refused(pipe: Any) -> None:
     with pytest.raises(NotImplementedError, match="latents cannot leave the daemon"):
         await pipe("an apple", callback_on_step_end_tensor_inputs=["latents"])
+    with pytest.raises(errors.UnsupportedError, match="latents cannot leave the daemon"):
+        await pipe("an apple", callback_on_step_end=CutoffCallback())
     with pytest.raises(errors.UnsupportedError, match="cannot be replaced"):
         await pipe("an apple", callback_on_step_end=lambda *_: {"latents": 0})
 
@@ -344,6 +356,12 @@ async def test_a_load_is_not_sent_twice(client: Any, daemon: FakeDaemon) -> None
     with pytest.raises(errors.DaemonUnreachableError, match="the line is bad"):
         await client.load("demo")
     assert daemon.names == []
+
+
+async def test_a_watch_outlives_the_clients_timeout(sdk: Any, daemon: FakeDaemon) -> None:
+    async with sdk.Client(daemon.target, timeout=0.5) as client:
+        threading.Timer(1, daemon.changed.set).start()
+        assert [event.change async for event in client.watch()]
 
 
 async def test_the_token_goes_with_every_call(sdk: Any, daemon: FakeDaemon) -> None:

@@ -74,7 +74,7 @@ def test_components_and_memory_ask_the_daemon(target: str) -> None:
 def test_a_remote_pipeline_cannot_be_changed_by_assignment(target: str) -> None:
     pipe = denoised.AutoPipelineForText2Image.from_pretrained("demo")
     with pytest.raises(AttributeError, match="'scheduler' of a remote pipeline cannot be set"):
-        pipe.scheduler = object()  # type: ignore[misc]
+        pipe.scheduler = object()
 
 
 def test_a_notebook_shows_its_components(target: str) -> None:

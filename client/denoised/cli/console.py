@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +17,8 @@ from rich.table import Table
 
 from ..units import format_seconds
 
-# Wide enough for any table: a pipe has no edge to wrap at.
-PIPE_WIDTH = 400
+# Wide enough for any table: rows that are folded inside their cells can be neither read nor copied.
+TABLE_WIDTH = 400
 WIDE_INTEGERS = (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64)
 
 
@@ -27,11 +26,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
     """Prints rows under columns; those named in `right` are numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in right else "left")
     for row in rows:
         table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
-    console.print(table)
+    Console(width=TABLE_WIDTH, highlight=False, markup=False).print(table, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:

@@ -229,24 +229,33 @@ global___Artifact = Artifact
 
 @typing.final
 class TensorLayout(google.protobuf.message.Message):
-    """Shape and element type of a dense, row-major, little-endian array."""
+    """Shape, element type and order in memory of a dense, little-endian array."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DTYPE_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
+    DIM_ORDER_FIELD_NUMBER: builtins.int
     dtype: global___DataType.ValueType
     """Required. Element type."""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Size of every dimension, outermost first; each at least 0. None for a scalar."""
 
+    @property
+    def dim_order(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Dimensions in the order in which they lie in memory, outermost first: [0, 2, 3, 1] for an image batch stored with
+        its channels last. Defaults to row-major, [0, 1, 2, …]. Kept because torch computes with other rounding on another
+        memory format.
+        """
+
     def __init__(
         self,
         *,
         dtype: global___DataType.ValueType = ...,
         shape: collections.abc.Iterable[builtins.int] | None = ...,
+        dim_order: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["dtype", b"dtype", "shape", b"shape"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dim_order", b"dim_order", "dtype", b"dtype", "shape", b"shape"]) -> None: ...
 
 global___TensorLayout = TensorLayout
