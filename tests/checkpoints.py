@@ -83,14 +83,14 @@ def ddim() -> DDIMScheduler:
     )
 
 
-def stable_diffusion(folder: Path, *, seed: int = 0) -> Path:
-    """A StableDiffusionPipeline for 64×64 images. Other seeds change the UNet only."""
+def stable_diffusion(folder: Path, *, seed: int = 0, unet: dict[str, object] | None = None) -> Path:
+    """A StableDiffusionPipeline for 64×64 images. Other seeds and arguments change the UNet only."""
     torch.manual_seed(0)
     tokenizer = clip_tokenizer(folder / "tokenizer")
     text_encoder, vae = CLIPTextModel(clip_text_config(len(tokenizer))), tiny_vae()
     torch.manual_seed(seed)
     StableDiffusionPipeline(
-        unet=tiny_unet(),
+        unet=tiny_unet(**(unet or {})),
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,

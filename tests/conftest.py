@@ -31,3 +31,12 @@ def sdxl_checkpoint(checkpoint_dir: Path) -> Path:
     from tests import checkpoints
 
     return checkpoints.stable_diffusion_xl(checkpoint_dir / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path):
+    """A daemon that tests share; those that harm theirs start one of their own."""
+    from tests.daemon import Daemon
+
+    with Daemon(tmp_path_factory.mktemp("state"), allow=[checkpoint_dir]) as running:
+        yield running

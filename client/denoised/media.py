@@ -6,7 +6,7 @@ import importlib
 import io
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ def pack(value: Any) -> Plain:
         if value.dtype.name not in DTYPES:
             raise TypeError(f"an array of {value.dtype} cannot be sent to a pipeline")
         little = value.astype(value.dtype.newbyteorder("<"), copy=False)
-        return Artifact(NDARRAY, little.tobytes(), value.dtype.name, value.shape)
+        order = _dim_order(value.shape, value.strides)
+        return Artifact(NDARRAY, little.transpose(order or range(value.ndim)).tobytes(), value.dtype.name, value.shape, order)
     if isinstance(value, Mapping):
         return {str(key): pack(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -76,7 +77,8 @@ def unpack(value: Plain) -> Any:
             _check_layout(value)
             if value.dtype == "bfloat16":
                 raise InvalidMediaError("NumPy has no bfloat16.", hint="Send it as application/x-tensor.")
-            return np.frombuffer(bytearray(value.data), value.dtype).reshape(value.shape)
+            flat = np.frombuffer(bytearray(value.data), value.dtype)
+            return flat.reshape(_stored_shape(value)).transpose(_restoring(value))
         return _unpack_image(value)
     if isinstance(value, Mapping):
         return {key: unpack(item) for key, item in value.items()}
@@ -89,10 +91,11 @@ def _pack_tensor(tensor: Any, torch: Any) -> Artifact:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise TypeError(f"a tensor of {dtype} cannot be sent to a pipeline")
-    flat = tensor.detach().cpu().contiguous()
+    order = _dim_order(tensor.shape, tensor.stride())
+    flat = tensor.detach().cpu().permute(order or tuple(range(tensor.dim()))).contiguous()
     # NumPy has no bfloat16: its bytes travel as those of 16-bit integers.
     data = (flat.view(torch.int16) if dtype == "bfloat16" else flat).numpy().tobytes()
-    return Artifact(TENSOR, data, dtype, tuple(flat.shape))
+    return Artifact(TENSOR, data, dtype, tuple(tensor.shape), order)
 
 
 def _unpack_tensor(artifact: Artifact) -> Any:
@@ -102,7 +105,27 @@ def _unpack_tensor(artifact: Artifact) -> Any:
         return torch.empty(artifact.shape, dtype=getattr(torch, artifact.dtype))
     # A copy: torch wants memory that it may write to.
     flat = torch.frombuffer(bytearray(artifact.data), dtype=getattr(torch, artifact.dtype))
-    return flat.reshape(artifact.shape)
+    return flat.reshape(_stored_shape(artifact)).permute(_restoring(artifact))
+
+
+def _dim_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Dimensions as they lie in memory, outermost first; empty for row-major."""
+    wide = [dim for dim in range(len(shape)) if shape[dim] != 1]
+    stored = sorted(wide, key=lambda dim: -strides[dim])
+    if stored == wide:
+        return ()
+    # Where a dimension of size 1 lies means nothing: first.
+    return (*(dim for dim in range(len(shape)) if shape[dim] == 1), *stored)
+
+
+def _stored_shape(artifact: Artifact) -> tuple[int, ...]:
+    return tuple(artifact.shape[dim] for dim in artifact.dim_order) or artifact.shape
+
+
+def _restoring(artifact: Artifact) -> tuple[int, ...]:
+    """The permutation that takes stored dimensions back to those of the shape."""
+    order = artifact.dim_order or tuple(range(len(artifact.shape)))
+    return tuple(order.index(dim) for dim in range(len(order)))
 
 
 def _check_layout(artifact: Artifact) -> None:
@@ -110,6 +133,11 @@ def _check_layout(artifact: Artifact) -> None:
         raise InvalidMediaError("A tensor has no element type.", hint="Set `tensor.dtype`.")
     if any(size < 0 for size in artifact.shape):
         raise InvalidMediaError(f"A tensor has the shape {list(artifact.shape)}.", hint="Sizes start at 0.")
+    if artifact.dim_order and sorted(artifact.dim_order) != list(range(len(artifact.shape))):
+        raise InvalidMediaError(
+            f"A tensor of {len(artifact.shape)} dimensions has the dim_order {list(artifact.dim_order)}.",
+            hint="Name each dimension once, or leave it out.",
+        )
     expected = math.prod(artifact.shape) * ITEM_BYTES.get(artifact.dtype, 1)
     if expected != len(artifact.data):
         raise InvalidMediaError(

@@ -33,6 +33,18 @@ def test_a_tensor_comes_back_bit_for_bit(dtype: str, shape: tuple[int, ...]) -> 
     back.zero_()
 
 
+@pytest.mark.parametrize("axes", [(0, 3, 1, 2), (3, 2, 1, 0), (1, 0, 2, 3)])
+def test_the_memory_format_comes_back(axes: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).random((2, 3, 4, 5)).transpose(axes)
+    back = media.unpack(media.pack(array))
+    assert np.array_equal(back, array)
+    assert back.strides == array.strides
+    tensor = torch.from_numpy(array)
+    restored = media.unpack(media.pack(tensor))
+    assert torch.equal(restored, tensor)
+    assert restored.stride() == tensor.stride()
+
+
 def test_views_and_other_byte_orders_are_straightened() -> None:
     array = np.arange(6, dtype=">i4").reshape(2, 3).T
     assert (media.unpack(media.pack(array)) == array).all()
