@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
+from grpc.experimental import ChannelOptions
 
 from . import status
 from .errors import DenoisedError, MessageTooLargeError
@@ -93,6 +94,8 @@ def channel_options(max_message_bytes: int) -> Sequence[tuple[str, Any]]:
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.primary_user_agent", f"denoised-python/{__version__}"),
         ("grpc.service_config", SERVICE_CONFIG),
+        # Spares blocking streams a thread of their own: a millisecond or two of every generation.
+        (ChannelOptions.SingleThreadedUnaryStream, 1),
         # Often enough to notice a dead peer within two minutes, rare enough for any server to tolerate.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -35,7 +35,8 @@ def pack(value: Any) -> Plain:
             raise TypeError(f"an array of {value.dtype} cannot be sent to a pipeline")
         little = value.astype(value.dtype.newbyteorder("<"), copy=False)
         order = _dim_order(value.shape, value.strides)
-        return Artifact(NDARRAY, little.transpose(order or range(value.ndim)).tobytes(), value.dtype.name, value.shape, order)
+        data = little.transpose(order or range(value.ndim)).tobytes()
+        return Artifact(NDARRAY, data, value.dtype.name, value.shape, order)
     if isinstance(value, Mapping):
         return {str(key): pack(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
