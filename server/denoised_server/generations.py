@@ -1,16 +1,27 @@
-"""One generation: a task that makes events, and a channel that carries them to the caller."""
+"""Generations in flight: each a task that makes events, and a channel that carries them to the caller."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
-from denoised.errors import DenoisedError
+from denoised.errors import DenoisedError, InternalError
 
+from . import arguments
 from .channel import Channel
-from .messages import Finished, Output, Progress
+from .executor import Executor
+from .gate import Gate
+from .handles import Handle
+from .messages import Finished, Generate, Output, Progress
+from .observer import Observer
+
+SEED_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +43,14 @@ class Summary:
 GenerationEvent = Queued | Progress | Output | Summary
 
 
-class Generation:
+class _Generation:
     """Runs apart from its caller, so that it can be ended while the caller is busy with a slow connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
         self.events = Channel[GenerationEvent]()
         self.is_admitted = False
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None]
 
     def begin(self, work: Coroutine[Any, Any, None], ended: Callable[[], None]) -> None:
         """Starts the work, which puts its events into `events`; `ended` is called when nothing of it runs any more."""
@@ -48,14 +60,15 @@ class Generation:
     def interrupt(self, error: DenoisedError) -> None:
         """Ends it now; the caller gets the error."""
         self.events.end(error)
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()
 
     async def leave(self) -> None:
-        """Ends it because the caller is gone, or has everything; returns when nothing of it runs any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        """Ends it because the caller is gone, or has everything."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def queued(self, position: int) -> None:
+        self.events.put(Queued(position))
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -64,3 +77,107 @@ class Generation:
             self.events.end(error)
         else:
             self.events.end()
+
+
+class Generations:
+    """Runs pipelines, no more on a worker at a time than its gate admits.
+
+    `bring_back` returns with a handle's pipeline live on a worker; `changed` is called after any change.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        bring_back: Callable[[Handle], Awaitable[None]],
+        changed: Callable[[], None],
+        observer: Observer,
+        max_running: int,
+        max_waiting: int,
+        max_pixels: int,
+    ) -> None:
+        self._executor = executor
+        self._bring_back = bring_back
+        self._changed = changed
+        self._observer = observer
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._max_pixels = max_pixels
+        self._gates: dict[str, Gate] = {}
+        self._running: set[_Generation] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
+
+    def gate(self, worker: str) -> Gate:
+        """The gate before a worker, made when it is first asked for."""
+        if worker not in self._gates:
+            self._gates[worker] = Gate(
+                worker, max_running=self._max_running, max_waiting=self._max_waiting, observer=self._observer
+            )
+        return self._gates[worker]
+
+    def counts(self) -> Counter[str]:
+        """How many there are of each pipeline, by its name."""
+        return Counter(generation.handle.name for generation in self._running)
+
+    def interrupt(self, error: DenoisedError, chosen: Callable[[Handle, bool], bool]) -> None:
+        """Ends those for whose handle, and whether they were admitted, `chosen` says so."""
+        for generation in tuple(self._running):
+            if chosen(generation.handle, generation.is_admitted):
+                generation.interrupt(error)
+
+    async def generate(self, handle: Handle, command: Generate) -> AsyncGenerator[GenerationEvent, None]:
+        """Runs a pipeline. Closing the generator ends the run at its next step."""
+        self._check(handle, command)
+        if not command.seeds and not command.generators:
+            # Drawn here, so that a run that has to be repeated makes the same images.
+            command = replace(command, seeds=(secrets.randbits(SEED_BITS),))
+        generation = _Generation(handle)
+        self._running.add(generation)
+        handle.pins += 1
+        self._changed()
+        generation.begin(self._run(generation, command), lambda: self._ended(generation))
+        try:
+            async for event in generation.events:
+                yield event
+        finally:
+            await generation.leave()
+
+    async def _run(self, generation: _Generation, command: Generate) -> None:
+        handle, began = generation.handle, time.monotonic()
+        while not generation.is_admitted:
+            await self._bring_back(handle)
+            # Again: before its first load, the pipeline's parameters were not known.
+            self._check(handle, command)
+            worker = handle.worker
+            async with self.gate(worker).enter(priority=command.priority, moved=generation.queued):
+                # The worker may have died while this one waited; then what it held is built anew.
+                if handle.worker == worker:
+                    generation.is_admitted = True
+                    queue_seconds = time.monotonic() - began
+                    self._observer.admitted(queue_seconds)
+                    await self._relay(generation, worker, command, queue_seconds)
+
+    async def _relay(self, generation: _Generation, worker: str, command: Generate, queue_seconds: float) -> None:
+        async with aclosing(self._executor.submit(worker, command)) as events:
+            async for event in events:
+                match event:
+                    case Progress() | Output():
+                        if isinstance(event, Output) and event.field == "images":
+                            self._observer.image_made()
+                        generation.events.put(event)
+                    case Finished():
+                        generation.events.put(Summary(queue_seconds, event, command.seeds))
+                    case _:
+                        raise InternalError(f"{worker} answered a Generate with a {type(event).__name__}.")
+
+    def _check(self, handle: Handle, command: Generate) -> None:
+        if handle.loaded is not None:
+            arguments.check(command, handle.loaded.parameters, max_pixels=self._max_pixels)
+
+    def _ended(self, generation: _Generation) -> None:
+        self._running.discard(generation)
+        generation.handle.pins -= 1
+        generation.handle.last_use_time = time.time()
+        self._changed()

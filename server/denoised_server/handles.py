@@ -75,8 +75,9 @@ class HandleTable:
     def __len__(self) -> int:
         return len(self._handles)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._handles
+    def __contains__(self, handle: Handle) -> bool:
+        """Not by name: a name may belong to another handle by now."""
+        return self._handles.get(handle.name) is handle
 
     def open(
         self,

@@ -14,15 +14,16 @@ MAX_SIZE = 500
 
 
 def page(items: Sequence[T], *, key: Callable[[T], int], size: int, token: str) -> tuple[list[T], str]:
-    """One page of items, which are in rising order of `key`, and the token of the next page, empty after the last."""
+    """One page of items, and the token of the next page, empty after the last. Keys rise and are not negative."""
     if size < 0:
         raise InvalidFieldError.of("page_size", f"{size} is negative.", hint="Leave it unset for the default.")
-    rest = [item for item in items if key(item) > _last_key(token)] if token else list(items)
+    last = _parse(token) if token else -1
+    rest = [item for item in items if key(item) > last]
     size = min(size or DEFAULT_SIZE, MAX_SIZE)
     return rest[:size], f"{key(rest[size - 1]):x}" if len(rest) > size else ""
 
 
-def _last_key(token: str) -> int:
+def _parse(token: str) -> int:
     try:
         return int(token, 16)
     except ValueError as error:

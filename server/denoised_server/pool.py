@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
-from denoised.errors import InternalError, PipelineUnloadedError, ShuttingDownError, WorkerLostError
+from denoised.errors import PipelineUnloadedError, ShuttingDownError, WorkerLostError
 
-from . import arguments, placement
+from . import placement
 from .background import Background
 from .builds import Builds, Origin, answer
 from .condition import Condition
 from .executor import Executor
-from .gate import Gate
-from .generations import Generation, GenerationEvent, Queued, Summary
+from .generations import GenerationEvent, Generations
 from .handles import PREFIX, Handle, HandleTable, State
 from .messages import (
     Derivation,
-    Finished,
     Generate,
     Loaded,
     LoadProgress,
-    Output,
-    Progress,
     Recipe,
     Spec,
     Unload,
@@ -44,7 +38,6 @@ from .watchers import Change, Watchers
 logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 1.0
-SEED_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +68,6 @@ class Pool:
         observer: Observer | None = None,
     ) -> None:
         self._executor = executor
-        self._max_running = max_running
-        self._max_waiting = max_waiting
-        self._max_pixels = max_pixels
         self._start_timeout = start_timeout
         self._observer = observer or Observer()
         self._handles = HandleTable(default_ttl=default_ttl, max_ttl=max_ttl)
@@ -85,8 +75,15 @@ class Pool:
         self._builds = Builds(
             executor, place=self._place, built=self._activate, dropped=self._remove, observer=self._observer
         )
-        self._gates: dict[str, Gate] = {}
-        self._generations: dict[Handle, set[Generation]] = {}
+        self._generations = Generations(
+            executor,
+            bring_back=self._bring_back,
+            changed=self._changed,
+            observer=self._observer,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_pixels=max_pixels,
+        )
         self._unloads: dict[Handle, asyncio.Task[int]] = {}
         self._watchers = Watchers()
         self._changes = Condition()
@@ -100,10 +97,6 @@ class Pool:
     async def start(self) -> None:
         """Returns when every worker is ready. Raises what the executor raised."""
         await self._supervisor.start()
-        for name in self._supervisor.workers:
-            self._gates[name] = Gate(
-                name, max_running=self._max_running, max_waiting=self._max_waiting, observer=self._observer
-            )
         self._background.spawn(self._expire_for_ever(), name="expiry")
 
     @property
@@ -121,19 +114,19 @@ class Pool:
         self._supervisor.drain()
         for handle in self._handles:
             self._builds.abandon(handle, _shutting_down())
-        self._interrupt(lambda generation: not generation.is_admitted)
+        self._generations.interrupt(_shutting_down(), lambda handle, admitted: not admitted)
         try:
             async with asyncio.timeout(grace):
                 await self._changes.until(lambda: not self._generations)
         except TimeoutError:
             logger.warning("the grace of %g s is over; what still runs is ended", grace)
-            self._interrupt(lambda generation: True)
+            self._generations.interrupt(_shutting_down(), lambda handle, admitted: True)
         self._watchers.end(_shutting_down())
 
     async def stop(self) -> None:
         """Stops the workers and everything that waits for them."""
         self._is_draining = True
-        self._interrupt(lambda generation: True)
+        self._generations.interrupt(_shutting_down(), lambda handle, admitted: True)
         self._watchers.end(_shutting_down())
         await self._builds.stop()
         await self._background.stop()
@@ -151,6 +144,7 @@ class Pool:
         yield self.get(handle.name)
 
     async def derive(self, source: str, derivation: Derivation, lease: Lease) -> PipelineView:
+        self._check_open()
         origin = self._handles.use(source, now=time.time(), field="source")
         with self._pinned(origin):
             await self._bring_back(origin)
@@ -192,8 +186,7 @@ class Pool:
             return 0
         handle = self._handles.get(name)
         if force:
-            for generation in self._generations.get(handle, ()):
-                generation.interrupt(_unloaded(handle))
+            self._generations.interrupt(_unloaded(handle), lambda held, admitted: held is handle)
         # Shielded: a caller who leaves does not leave the pipeline between two states.
         return await asyncio.shield(self._unload_soon(handle))
 
@@ -209,69 +202,9 @@ class Pool:
         """Runs a pipeline. Closing the generator ends the run at its next step."""
         self._check_open()
         handle = self._handles.use(command.pipeline, now=time.time(), field="pipeline")
-        self._check_arguments(handle, command)
-        if not command.seeds and not command.generators:
-            # Drawn here, so that a run that has to be repeated makes the same images.
-            command = replace(command, seeds=(secrets.randbits(SEED_BITS),))
-        generation = Generation()
-        self._generations.setdefault(handle, set()).add(generation)
-        handle.pins += 1
-        self._changed()
-        generation.begin(self._run(generation, handle, command), partial(self._ended, generation, handle))
-        try:
-            async for event in generation.events:
-                yield event
-        finally:
-            await generation.leave()
-
-    async def _run(self, generation: Generation, handle: Handle, command: Generate) -> None:
-        began = time.monotonic()
-        while True:
-            await self._bring_back(handle)
-            self._check_arguments(handle, command)
-            worker = handle.worker
-            moved = partial(self._report_position, generation)
-            async with self._gates[worker].enter(priority=command.priority, moved=moved):
-                # The worker may have died while this one waited; what it held is built anew.
-                if handle.worker == worker:
-                    generation.is_admitted = True
-                    queue_seconds = time.monotonic() - began
-                    self._observer.admitted(queue_seconds)
-                    await self._relay(generation, worker, command, queue_seconds)
-                    return
-
-    async def _relay(self, generation: Generation, worker: str, command: Generate, queue_seconds: float) -> None:
-        async with aclosing(self._executor.submit(worker, command)) as events:
+        async with aclosing(self._generations.generate(handle, command)) as events:
             async for event in events:
-                match event:
-                    case Progress() | Output():
-                        if isinstance(event, Output) and event.field == "images":
-                            self._observer.image_made()
-                        generation.events.put(event)
-                    case Finished():
-                        generation.events.put(Summary(queue_seconds, event, command.seeds))
-                    case _:
-                        raise InternalError(f"{worker} answered a Generate with a {type(event).__name__}.")
-
-    def _ended(self, generation: Generation, handle: Handle) -> None:
-        running = self._generations[handle]
-        running.discard(generation)
-        if not running:
-            del self._generations[handle]
-        handle.pins -= 1
-        handle.last_use_time = time.time()
-        self._changed()
-
-    def _report_position(self, generation: Generation, position: int) -> None:
-        generation.events.put(Queued(position))
-
-    def _check_arguments(self, handle: Handle, command: Generate) -> None:
-        if handle.loaded is not None:
-            arguments.check(command, handle.loaded.parameters, max_pixels=self._max_pixels)
-
-    def _interrupt(self, chosen: Callable[[Generation], bool]) -> None:
-        for generation in [one for running in self._generations.values() for one in running if chosen(one)]:
-            generation.interrupt(_shutting_down())
+                yield event
 
     # Workers
 
@@ -283,7 +216,7 @@ class Pool:
         return [self._view_worker(record) for record in chosen], token
 
     def _view_worker(self, record: WorkerRecord) -> WorkerView:
-        gate = self._gates[record.name]
+        gate = self._generations.gate(record.name)
         return WorkerView(
             name=record.name,
             state=record.state,
@@ -373,7 +306,7 @@ class Pool:
         self._builds.abandon(handle, _unloaded(handle))
         await self._changes.until(lambda: handle.pins == 0 and not self._builds.involves(handle))
         freed = 0
-        if handle.name in self._handles:
+        if handle in self._handles:
             try:
                 if handle.worker:
                     freed = (await answer(self._executor, handle.worker, Unload(handle.name), Unloaded)).freed_bytes
@@ -392,8 +325,7 @@ class Pool:
     def _view_all(self) -> Mapping[str, PipelineView]:
         if self._views is None:
             snapshots = {record.name: record.snapshot for record in self._supervisor.workers.values()}
-            running = {handle.name: len(generations) for handle, generations in self._generations.items()}
-            self._views = view_all(self._handles, snapshots, running)
+            self._views = view_all(self._handles, snapshots, self._generations.counts())
         return self._views
 
     def _changed(self) -> None:

@@ -1,0 +1,145 @@
+"""Admission as a table, and by its properties."""
+
+from __future__ import annotations
+
+import pytest
+from denoised.errors import QueueFullError
+from denoised_server.admission import Admission
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+
+def admission(*, running: int = 1, waiting: int = 3) -> Admission[str]:
+    return Admission(max_running=running, max_waiting=waiting)
+
+
+def fill(line: Admission[str], *tickets: str) -> list[str]:
+    admitted = []
+    for ticket in tickets:
+        line.add(ticket)
+        admitted += line.admit(0)
+    return admitted
+
+
+def test_as_many_run_as_may_and_the_others_wait_in_order():
+    line = admission(running=2)
+    assert fill(line, "a", "b", "c", "d") == ["a", "b"]
+    assert line.positions() == {"c": 0, "d": 1}
+    assert (line.running_count, line.waiting_count) == (2, 2)
+    line.release("b", 1)
+    assert line.admit(1) == ["c"]
+    assert line.positions() == {"d": 0}
+
+
+def test_higher_priority_goes_first_and_equals_in_order_of_arrival():
+    line = admission(waiting=10)
+    fill(line, "running")
+    for ticket, priority in (("low", -5), ("a", 0), ("urgent", 100), ("b", 0)):
+        line.add(ticket, priority=priority)
+    order = []
+    running = "running"
+    while line.waiting_count:
+        line.release(running, 0)
+        (running,) = line.admit(0)
+        order.append(running)
+    assert order == ["urgent", "a", "b", "low"]
+
+
+def test_who_gives_up_leaves_the_line():
+    line = admission()
+    fill(line, "a", "b", "c")
+    line.release("b", 0)
+    assert line.positions() == {"c": 0}
+    line.release("unknown", 0)
+    assert line.running_count == 1
+
+
+def test_a_full_line_refuses_and_says_when_to_try_again():
+    line = admission(running=2, waiting=1)
+    fill(line, "a", "b", "c")
+    with pytest.raises(QueueFullError) as caught:
+        line.add("d")
+    assert caught.value.retry_after == 1
+    line.release("a", 20)
+    line.admit(20)
+    line.add("d")
+    with pytest.raises(QueueFullError) as caught:
+        line.add("e")
+    # Two run at a time for 20 seconds each: a place in line is free every 10.
+    assert caught.value.retry_after == 10
+
+
+def test_the_advice_has_bounds():
+    line = admission(waiting=0)
+    fill(line, "a")
+    line.release("a", 1_000_000)
+    line.add("b")
+    line.admit(0)
+    with pytest.raises(QueueFullError) as caught:
+        line.add("c")
+    assert caught.value.retry_after == 60
+
+
+def test_without_a_line_there_is_room_while_not_all_run():
+    line = admission(waiting=0)
+    assert fill(line, "a") == ["a"]
+    with pytest.raises(QueueFullError):
+        line.add("b")
+
+
+class AnyOrderOfEvents(RuleBasedStateMachine):
+    """Callers that come, finish and give up in any order, against a list that is sorted anew each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = Admission[int](max_running=2, max_waiting=4)
+        self.waiting: list[tuple[int, int]] = []
+        self.running: list[int] = []
+        self.arrivals = 0
+
+    def advance(self) -> None:
+        expected = []
+        while self.waiting and len(self.running) < 2:
+            self.waiting.sort()
+            expected.append(self.waiting.pop(0)[1])
+            self.running.append(expected[-1])
+        assert self.line.admit(0) == expected
+
+    @rule(priority=st.integers(-2, 2))
+    def arrive(self, priority: int) -> None:
+        self.arrivals += 1
+        if len(self.running) == 2 and len(self.waiting) == 4:
+            with pytest.raises(QueueFullError):
+                self.line.add(self.arrivals, priority=priority)
+        else:
+            self.line.add(self.arrivals, priority=priority)
+            self.waiting.append((-priority, self.arrivals))
+        self.advance()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.running))
+        self.running.remove(ticket)
+        self.line.release(ticket, 1)
+        self.advance()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(entry)
+        self.line.release(entry[1], 1)
+        self.advance()
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.line.running_count == len(self.running) <= 2
+        order = [ticket for _, ticket in sorted(self.waiting)]
+        assert self.line.positions() == {ticket: position for position, ticket in enumerate(order)}
+        assert len(self.running) == 2 or not self.waiting
+
+
+TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
+TestAnyOrderOfEvents.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

@@ -1,0 +1,211 @@
+"""Arguments of a call, checked as a table."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from denoised.errors import InvalidFieldError, UnknownArgumentError
+from denoised.values import NDARRAY, TENSOR, Artifact
+from denoised_server.arguments import check, merge
+from denoised_server.messages import Generate, Parameter
+
+IMAGE = Artifact("image/png", b"png")
+EMBEDS = Artifact(TENSOR, b"", "float32", (3, 77, 768))
+
+
+def parameter(name: str, *kinds: str, default: object = None, required: bool = False) -> Parameter:
+    return Parameter(name, " | ".join(kinds), frozenset(kinds), required, default, has_default=not required)
+
+
+PARAMETERS = (
+    parameter("prompt", "str", "list"),
+    parameter("negative_prompt", "str", "list"),
+    parameter("prompt_embeds", "artifact"),
+    parameter("image"),
+    parameter("height", "int"),
+    parameter("width", "int"),
+    parameter("num_inference_steps", "int", default=50),
+    parameter("guidance_scale", "float", default=7.5),
+    parameter("strength", "float", default=0.8),
+    parameter("num_images_per_prompt", "int", default=1),
+    parameter("cross_attention_kwargs", "dict"),
+    parameter("clip_skip", "int"),
+    parameter("sigmas", "list"),
+    parameter("return_masks", "bool", default=False),
+    parameter("eta", "float", default=0.0),
+    parameter("generator", "list"),
+    parameter("callback_on_step_end"),
+)
+
+
+def call(arguments=(), parameters=PARAMETERS, **others) -> None:
+    check(Generate("pipelines/a", dict(arguments), **others), parameters, max_pixels=1_000_000)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"prompt": "a cat"},
+        {"prompt": ["a cat", "a dog"]},
+        {"prompt": None, "prompt_embeds": EMBEDS},
+        {"prompt": "x" * 65_536},
+        {"image": IMAGE},
+        {"image": [IMAGE, IMAGE]},
+        {"height": None},
+        {"height": 1, "width": 1},
+        {"height": 1000, "width": 1000},
+        {"height": 1, "width": 1_000_000},
+        {"num_inference_steps": 1},
+        {"num_inference_steps": 1000},
+        {"guidance_scale": -3.5},
+        {"guidance_scale": 7},
+        {"strength": 0},
+        {"strength": 1.0},
+        {"num_images_per_prompt": 64},
+        {"cross_attention_kwargs": {"scale": 0.5}},
+        {"sigmas": [1.0, 0.5]},
+        {"return_masks": True},
+    ],
+)
+def test_these_arguments_are_fine(arguments):
+    call(arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", 3),
+        ("prompt", {"a": "cat"}),
+        ("prompt", "x" * 65_537),
+        ("prompt", ["fine", "x" * 65_537]),
+        ("cross_attention_kwargs", {"deep": ["x" * 65_537]}),
+        ("height", 0),
+        ("height", -8),
+        ("height", 512.0),
+        ("height", True),
+        ("height", "512"),
+        ("width", 0),
+        ("num_inference_steps", 0),
+        ("num_inference_steps", -5),
+        ("num_inference_steps", 1001),
+        ("num_inference_steps", 2.5),
+        ("guidance_scale", math.nan),
+        ("guidance_scale", math.inf),
+        ("guidance_scale", "strong"),
+        ("guidance_scale", True),
+        ("strength", -0.1),
+        ("strength", 1.1),
+        ("strength", math.nan),
+        ("num_images_per_prompt", 0),
+        ("num_images_per_prompt", 65),
+        ("return_masks", 1),
+        ("sigmas", 0.5),
+        ("prompt_embeds", "a cat"),
+        ("cross_attention_kwargs", [1]),
+    ],
+)
+def test_these_are_refused_by_the_name_of_the_field(field, value):
+    with pytest.raises(InvalidFieldError) as caught:
+        call({field: value})
+    assert caught.value.metadata["field"] == field
+
+
+@pytest.mark.parametrize("size", [{"height": 1001, "width": 1000}, {"height": 1001}, {"width": 100_000}])
+def test_too_many_pixels_are_refused(size):
+    with pytest.raises(InvalidFieldError, match="max_pixels"):
+        call(size)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"), [("promt", "prompt"), ("num_inference_step", "num_inference_steps"), ("generators", None)]
+)
+def test_an_unknown_name_comes_with_the_nearest_that_there_is(name, suggestion):
+    with pytest.raises(UnknownArgumentError) as caught:
+        call({name: 1})
+    assert caught.value.metadata.get("suggestion") == suggestion
+    assert (suggestion or name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("generator", "sampling.seeds"),
+        ("output_type", "output.output_type"),
+        ("return_dict", "names"),
+        ("callback_on_step_end", "events"),
+        ("callback", "events"),
+    ],
+)
+def test_what_means_something_else_at_a_distance_is_refused_with_what_to_use(name, instead):
+    with pytest.raises(InvalidFieldError, match=instead) as caught:
+        call({name: None})
+    assert caught.value.metadata["field"] == name
+
+
+def test_what_is_required_must_be_sent():
+    required = (*PARAMETERS, parameter("mask_image", required=True), parameter("generator", required=True))
+    with pytest.raises(InvalidFieldError) as caught:
+        call({}, required)
+    assert caught.value.metadata["field"] == "mask_image"
+    call({"mask_image": IMAGE}, required)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count", "is_fine"),
+    [
+        ({"prompt": "cat"}, 1, True),
+        ({"prompt": "cat"}, 2, False),
+        ({"prompt": "cat", "num_images_per_prompt": 2}, 2, True),
+        ({"prompt": ["cat", "dog"]}, 2, True),
+        ({"prompt": ["cat", "dog"], "num_images_per_prompt": 2}, 2, False),
+        ({"prompt": ["cat", "dog"], "num_images_per_prompt": 2}, 4, True),
+        ({"prompt": ["cat", "dog"]}, 1, True),
+        ({"prompt_embeds": EMBEDS}, 3, True),
+        ({"prompt_embeds": EMBEDS}, 2, False),
+        ({}, 5, True),
+    ],
+)
+def test_there_is_one_seed_or_one_for_each_image(arguments, count, is_fine):
+    def sent(**randomness):
+        if is_fine:
+            call(arguments, **randomness)
+        else:
+            with pytest.raises(InvalidFieldError):
+                call(arguments, **randomness)
+
+    sent(seeds=tuple(range(count)))
+    sent(generators=(("cpu", b"state"),) * count)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"seeds": (1,), "generators": (("cpu", b""),)},
+        {"generators": (("tpu", b""),)},
+        {"output_type": "jpg"},
+        {"media_type": "image/gif"},
+        {"quality": 0},
+        {"quality": 101},
+        {"priority": 101},
+        {"priority": -101},
+    ],
+)
+def test_the_rest_of_a_request_has_bounds_too(others):
+    with pytest.raises(InvalidFieldError):
+        call(**others)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [{"output_type": "latent"}, {"media_type": NDARRAY}, {"quality": 1}, {"priority": -100}, {"seeds": (2**64 - 1,)}],
+)
+def test_the_rest_of_a_request_may_be_at_its_bounds(others):
+    call(**others)
+
+
+def test_fields_and_the_map_are_one_set_of_arguments():
+    assert merge({"prompt": "cat"}, {"eta": 0.5}) == {"prompt": "cat", "eta": 0.5}
+    with pytest.raises(InvalidFieldError, match="twice"):
+        merge({"prompt": "cat"}, {"prompt": "dog"})

@@ -1,0 +1,647 @@
+"""The pool over a fake executor: joining, rebuilding, unloading, watching, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from contextlib import aclosing
+
+import pytest
+from denoised.errors import (
+    InternalError,
+    InvalidFieldError,
+    NotAPipelineError,
+    PipelineExistsError,
+    PipelineNotFoundError,
+    PipelineUnloadedError,
+    QueueFullError,
+    ShuttingDownError,
+    UnknownArgumentError,
+    WatchLaggedError,
+    WorkerLostError,
+)
+from denoised_server import supervision, watchers
+from denoised_server.generations import Queued, Summary
+from denoised_server.handles import State
+from denoised_server.messages import Derivation, Derive, Generate, Load, LoadProgress, Output, Progress, Spec, Unload
+from denoised_server.pool import Lease, Pool
+from denoised_server.supervision import WorkerState
+from denoised_server.watchers import ChangeKind
+
+from tests.unit.fake_executor import WEIGHT_BYTES, FakeExecutor
+
+SPEC = Spec("weights")
+INPAINTING = Derivation("inpainting")
+
+
+@pytest.fixture
+def executor():
+    return FakeExecutor()
+
+
+@pytest.fixture
+async def make_pool(executor):
+    """Starts pools over the executor, or another one, and stops them."""
+    pools = []
+
+    async def make(other: FakeExecutor | None = None, **settings) -> Pool:
+        pools.append(Pool(other or executor, **settings))
+        await pools[-1].start()
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        await pool.stop()
+
+
+@pytest.fixture
+async def pool(make_pool):
+    return await make_pool()
+
+
+async def load(pool, spec=SPEC, **lease):
+    return [event async for event in pool.load(spec, Lease(**lease))][-1]
+
+
+async def generate(pool, name, prompt="a cat", steps=3, **others):
+    arguments = {"prompt": prompt, "num_inference_steps": steps}
+    return [event async for event in pool.generate(Generate(name, arguments, **others))]
+
+
+def hanging(pool, name, **others):
+    return pool.generate(Generate(name, {"prompt": "hang"}, **others))
+
+
+def names(pool):
+    return [view.name for view in pool.list_pipelines(page_size=0, page_token="")[0]]
+
+
+def only_worker(pool):
+    (worker,), _ = pool.list_workers(page_size=0, page_token="")
+    return worker
+
+
+async def soon(predicate):
+    """Lets everything else run until something is true."""
+    async with asyncio.timeout(5):
+        while not predicate():
+            await asyncio.sleep(0)
+
+
+async def settle():
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+# Loading
+
+
+async def test_a_load_yields_progress_and_then_the_pipeline(pool):
+    events = [event async for event in pool.load(SPEC, Lease())]
+    assert isinstance(events[0], LoadProgress)
+    view = events[-1]
+    assert (view.state, view.worker, view.residency) == (State.ACTIVE, "workers/0", "device")
+    assert (view.exclusive_bytes, view.shared_bytes) == (WEIGHT_BYTES, 0)
+    assert pool.get(view.name) == view
+
+
+async def test_equal_loads_at_the_same_time_are_one_load_with_a_handle_for_each(pool, executor):
+    executor.hold(Load)
+    loads = [asyncio.create_task(load(pool)) for _ in range(5)]
+    await soon(lambda: len(executor.sent(Load)) == 1)
+    await settle()
+    executor.release()
+    views = await asyncio.gather(*loads)
+    assert len({view.name for view in views}) == 5
+    assert len(executor.sent(Load)) == 1
+    assert len(executor.sent(Derive)) == 4
+    assert {pool.get(view.name).shared_bytes for view in views} == {WEIGHT_BYTES}
+    assert {part.sharer_count for part in pool.get(views[0].name).components if part.component.digest} == {5}
+
+
+async def test_a_load_that_comes_while_twins_are_made_still_joins(pool, executor):
+    executor.hold(Derive)
+    first, second = (asyncio.create_task(load(pool)) for _ in range(2))
+    await soon(lambda: executor.sent(Derive))
+    third = asyncio.create_task(load(pool))
+    await settle()
+    executor.release()
+    await asyncio.gather(first, second, third)
+    assert (len(executor.sent(Load)), len(executor.sent(Derive))) == (1, 2)
+
+
+async def test_different_loads_are_not_joined(pool, executor):
+    executor.hold(Load)
+    loads = [asyncio.create_task(load(pool, Spec("weights", dtype=dtype))) for dtype in ("float32", "float16")]
+    await soon(lambda: len(executor.sent(Load)) == 2)
+    executor.release()
+    await asyncio.gather(*loads)
+
+
+async def test_a_failed_load_leaves_nothing_behind(pool, executor):
+    executor.hold(Load)
+    loads = [asyncio.create_task(load(pool, Spec("absent"), request_id="r1", pipeline_id="mine"))]
+    loads.append(asyncio.create_task(load(pool, Spec("absent"))))
+    await soon(lambda: executor.sent(Load))
+    await settle()
+    assert {view.state for view in pool.list_pipelines(page_size=0, page_token="")[0]} == {State.LOADING}
+    executor.release()
+    for error in await asyncio.gather(*loads, return_exceptions=True):
+        assert isinstance(error, NotAPipelineError)
+    await soon(lambda: names(pool) == [])
+    assert executor.workers["workers/0"].pipelines == {}
+    await load(pool, request_id="r1", pipeline_id="mine")
+
+
+async def test_leaving_a_load_abandons_it(pool, executor):
+    executor.hold(Load)
+    task = asyncio.create_task(load(pool))
+    await soon(lambda: executor.sent(Load))
+    task.cancel()
+    await soon(lambda: names(pool) == [])
+    assert [type(command) for command in executor.cancelled] == [Load]
+
+
+async def test_a_load_that_another_caller_waits_for_goes_on(pool, executor):
+    executor.hold(Load)
+    first, second = (asyncio.create_task(load(pool)) for _ in range(2))
+    await soon(lambda: executor.sent(Load))
+    await settle()
+    first.cancel()
+    await settle()
+    executor.release()
+    view = await second
+    # What was loaded under the name of the caller who left is gone, its weights are not.
+    await soon(lambda: names(pool) == [view.name])
+    assert list(executor.workers["workers/0"].pipelines) == [view.name]
+    assert not executor.cancelled
+    assert pool.get(view.name).exclusive_bytes == WEIGHT_BYTES
+
+
+async def test_an_abandoned_id_is_free_again_once_the_worker_has_let_go(pool, executor):
+    executor.hold(Load)
+    first = asyncio.create_task(load(pool, pipeline_id="mine"))
+    await soon(lambda: executor.sent(Load))
+    first.cancel()
+    await asyncio.wait([first])
+    executor.release()
+    assert (await load(pool, Spec("other"), pipeline_id="mine")).name == "pipelines/mine"
+    assert executor.workers["workers/0"].pipelines == {"pipelines/mine": "other"}
+
+
+async def test_a_chosen_id_with_the_same_spec_joins_and_with_another_is_taken(pool, executor):
+    first = await load(pool, pipeline_id="mine")
+    assert (await load(pool, pipeline_id="mine")).name == first.name
+    assert len(executor.sent(Load)) == 1
+    with pytest.raises(PipelineExistsError):
+        await load(pool, Spec("other"), pipeline_id="mine")
+
+
+async def test_a_request_sent_again_joins_the_first_one(pool, executor):
+    executor.hold(Load)
+    loads = [asyncio.create_task(load(pool, request_id="r1")) for _ in range(2)]
+    await soon(lambda: executor.sent(Load))
+    loads[0].cancel()
+    await settle()
+    executor.release()
+    name = (await loads[1]).name
+    assert (await load(pool, request_id="r1")).name == name
+    assert (len(executor.sent(Load)), len(executor.sent(Derive))) == (1, 0)
+
+
+async def test_a_load_whose_worker_dies_fails_and_may_be_sent_again(pool, executor):
+    with pytest.raises(WorkerLostError) as caught:
+        await load(pool, Spec("die"), request_id="r1")
+    assert caught.value.retry_after
+    assert (await load(pool, request_id="r1")).state is State.ACTIVE
+
+
+async def test_loads_go_where_the_weights_are_and_others_where_there_is_room(make_pool):
+    executor = FakeExecutor(2)
+    pool = await make_pool(executor)
+    cats, dogs = await asyncio.gather(load(pool, Spec("cat")), load(pool, Spec("dog")))
+    assert {cats.worker, dogs.worker} == {"workers/0", "workers/1"}
+    for first in (cats, dogs):
+        again = await load(pool, first.recipe.spec)
+        assert again.worker == first.worker
+
+
+# Deriving
+
+
+async def test_deriving_shares_all_bytes_and_depends_on_nothing(pool, executor):
+    source = await load(pool)
+    derived = await pool.derive(source.name, INPAINTING, Lease(pipeline_id="painter"))
+    assert derived.name == "pipelines/painter"
+    assert (derived.source, derived.recipe.derivations) == (source.name, (INPAINTING,))
+    assert (derived.exclusive_bytes, derived.shared_bytes) == (0, WEIGHT_BYTES)
+    assert len(executor.sent(Load)) == 1
+    assert await pool.unload(source.name) == 0
+    assert pool.get(derived.name).exclusive_bytes == WEIGHT_BYTES
+    await generate(pool, derived.name)
+    assert await pool.unload(derived.name) == WEIGHT_BYTES
+
+
+async def test_a_derivation_sent_again_is_the_same_pipeline(pool):
+    source = await load(pool)
+    both = await asyncio.gather(*(pool.derive(source.name, INPAINTING, Lease(request_id="r1")) for _ in range(2)))
+    assert both[0].name == both[1].name
+    with pytest.raises(InvalidFieldError):
+        await pool.derive(source.name, Derivation("image-to-image"), Lease(request_id="r1"))
+
+
+async def test_deriving_from_what_is_not_there_names_the_field(pool):
+    with pytest.raises(PipelineNotFoundError):
+        await pool.derive("pipelines/absent", INPAINTING, Lease())
+    with pytest.raises(InvalidFieldError) as caught:
+        await pool.derive("absent", INPAINTING, Lease())
+    assert caught.value.metadata["field"] == "source"
+
+
+async def test_deriving_from_a_pipeline_that_was_lost_brings_it_back(pool, executor):
+    source = await load(pool)
+    executor.kill("workers/0")
+    await settle()
+    derived = await pool.derive(source.name, INPAINTING, Lease())
+    assert set(executor.workers["workers/0"].pipelines) == {source.name, derived.name}
+
+
+# Generating
+
+
+async def test_a_generation_streams_steps_output_and_a_summary(pool):
+    view = await load(pool)
+    events = await generate(pool, view.name, seeds=(7,))
+    assert events[:3] == [Progress(1, 3), Progress(2, 3), Progress(3, 3)]
+    assert isinstance(events[3], Output)
+    assert events[4] == Summary(events[4].queue_seconds, events[4].finished, (7,))
+    assert len(events) == 5
+
+
+async def test_a_seed_is_drawn_before_the_start_when_none_is_sent(pool, executor):
+    view = await load(pool)
+    summaries = [(await generate(pool, view.name))[-1] for _ in range(2)]
+    seeds = [command.seeds for command in executor.sent(Generate)]
+    assert [summary.seeds for summary in summaries] == seeds
+    assert seeds[0] != seeds[1]
+    await generate(pool, view.name, generators=(("cpu", b"state"),))
+    assert executor.sent(Generate)[-1].seeds == ()
+
+
+async def test_bad_arguments_are_refused_before_anything_is_sent(pool, executor):
+    view = await load(pool)
+    with pytest.raises(UnknownArgumentError):
+        await anext(pool.generate(Generate(view.name, {"promt": "a cat"})))
+    with pytest.raises(InvalidFieldError):
+        await generate(pool, view.name, steps=-1)
+    assert executor.sent(Generate) == []
+    assert pool.get(view.name).generation_count == 0
+
+
+async def test_a_generation_may_wait_for_a_pipeline_that_is_being_loaded(pool, executor):
+    executor.hold(Load)
+    loading = asyncio.create_task(load(pool, pipeline_id="mine"))
+    await soon(lambda: executor.sent(Load))
+    early = asyncio.create_task(generate(pool, "pipelines/mine"))
+    wrong = asyncio.create_task(generate(pool, "pipelines/mine", steps=-1))
+    await settle()
+    executor.release()
+    await loading
+    assert len(await early) == 5
+    with pytest.raises(InvalidFieldError):
+        await wrong
+
+
+async def test_closing_a_generation_cancels_it(pool, executor):
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as events:
+        await anext(events)
+        assert pool.get(view.name).generation_count == 1
+    assert [type(command) for command in executor.cancelled] == [Generate]
+    assert pool.get(view.name).generation_count == 0
+
+
+async def test_who_has_to_wait_hears_where_it_stands(make_pool):
+    pool = await make_pool(max_running=1)
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as running, aclosing(hanging(pool, view.name)) as second:
+        await anext(running)
+        assert await anext(second) == Queued(0)
+        urgent = pool.generate(Generate(view.name, {"num_inference_steps": 1}, priority=5))
+        assert await anext(urgent) == Queued(0)
+        assert await anext(second) == Queued(1)
+        await running.aclose()
+        assert isinstance([event async for event in urgent][-1], Summary)
+        assert await anext(second) == Queued(0)
+        assert await anext(second) == Progress(1, 3)
+
+
+async def test_a_full_queue_refuses_and_others_are_not_harmed(make_pool):
+    pool = await make_pool(max_running=1, max_waiting=1)
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as running, aclosing(hanging(pool, view.name)) as waiting:
+        await anext(running)
+        await anext(waiting)
+        with pytest.raises(QueueFullError) as caught:
+            await generate(pool, view.name)
+        assert caught.value.retry_after
+        worker = only_worker(pool)
+        assert (worker.running_count, worker.waiting_count) == (1, 1)
+    assert len(await generate(pool, view.name)) == 5
+
+
+async def test_use_pushes_the_expiry(pool):
+    view = await load(pool, ttl=60)
+    await asyncio.sleep(0.01)
+    await generate(pool, view.name)
+    assert pool.get(view.name).expire_time > view.expire_time
+
+
+async def test_an_error_of_the_worker_reaches_the_caller_alone(pool):
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as other:
+        await anext(other)
+        with pytest.raises(InternalError):
+            await generate(pool, view.name, "bug")
+        await anext(other)
+
+
+# Workers that die
+
+
+async def test_a_death_fails_what_was_running_and_the_handle_works_on(pool, executor):
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as other:
+        await anext(other)
+        with pytest.raises(WorkerLostError) as caught:
+            await generate(pool, view.name, "die")
+        assert caught.value.retry_after
+        with pytest.raises(WorkerLostError):
+            async for _ in other:
+                pass
+    lost = pool.get(view.name)
+    assert (lost.worker, lost.state, lost.residency) == ("", State.ACTIVE, "disk")
+    assert (lost.exclusive_bytes, lost.shared_bytes) == (0, 0)
+    assert len(await generate(pool, view.name)) == 5
+    assert pool.get(view.name).worker == "workers/0"
+    worker = only_worker(pool)
+    assert (worker.restart_count, worker.state) == (1, WorkerState.ACTIVE)
+
+
+async def test_who_wants_a_lost_pipeline_at_the_same_time_has_it_rebuilt_once(pool, executor):
+    views = [await load(pool) for _ in range(3)]
+    executor.kill("workers/0")
+    await settle()
+    executor.log.clear()
+    await asyncio.gather(*(generate(pool, view.name) for view in views for _ in range(4)))
+    assert (len(executor.sent(Load)), len(executor.sent(Derive))) == (1, 2)
+
+
+async def test_what_waited_for_the_dead_worker_is_run_after_all(make_pool, executor):
+    pool = await make_pool(max_running=1)
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as running:
+        await anext(running)
+        waiting = asyncio.create_task(generate(pool, view.name))
+        await soon(lambda: only_worker(pool).waiting_count)
+        executor.kill("workers/0")
+        with pytest.raises(WorkerLostError):
+            async for _ in running:
+                pass
+        assert isinstance((await waiting)[-1], Summary)
+
+
+async def test_another_worker_takes_over_while_one_is_down(make_pool):
+    executor = FakeExecutor(2)
+    executor.failing_restarts = 1000
+    pool = await make_pool(executor)
+    view = await load(pool)
+    executor.kill("workers/0")
+    await settle()
+    await generate(pool, view.name)
+    assert pool.get(view.name).worker == "workers/1"
+    assert pool.is_serving
+
+
+async def test_a_worker_that_does_not_come_up_is_tried_again(make_pool, executor, monkeypatch):
+    monkeypatch.setattr(supervision, "BACKOFF_SECONDS", (0.0,))
+    executor.failing_restarts = 3
+    pool = await make_pool()
+    view = await load(pool)
+    executor.kill("workers/0")
+    await soon(lambda: not pool.is_serving)
+    assert len(await generate(pool, view.name)) == 5
+    assert executor.failing_restarts == 0
+    assert pool.is_serving
+
+
+async def test_without_any_worker_the_caller_is_told_to_try_again(make_pool, executor):
+    executor.failing_restarts = 1000
+    pool = await make_pool(start_timeout=0.01)
+    view = await load(pool)
+    executor.kill("workers/0")
+    with pytest.raises(WorkerLostError, match="restarted") as caught:
+        await generate(pool, view.name)
+    assert caught.value.retry_after
+    assert pool.get(view.name).state is State.ACTIVE
+
+
+# Unloading and leases
+
+
+async def test_unloading_frees_what_nobody_shares_and_may_be_repeated(pool, executor):
+    views = [await load(pool) for _ in range(2)]
+    assert await pool.unload(views[0].name) == 0
+    assert await pool.unload(views[1].name) == WEIGHT_BYTES
+    assert await pool.unload(views[1].name) == 0
+    assert executor.workers["workers/0"].pipelines == {}
+    with pytest.raises(PipelineNotFoundError):
+        pool.get(views[1].name)
+    with pytest.raises(PipelineNotFoundError):
+        await pool.unload("pipelines/never-there")
+
+
+async def test_unloading_waits_for_what_runs_and_lets_nothing_new_in(pool, executor):
+    view = await load(pool)
+    executor.hold(Generate)
+    running = asyncio.create_task(generate(pool, view.name))
+    await soon(lambda: executor.sent(Generate))
+    unloads = [asyncio.create_task(pool.unload(view.name)) for _ in range(2)]
+    await settle()
+    assert pool.get(view.name).state is State.UNLOADING
+    with pytest.raises(PipelineNotFoundError):
+        await generate(pool, view.name)
+    assert executor.sent(Unload) == []
+    executor.release()
+    assert len(await running) == 5
+    assert await asyncio.gather(*unloads) == [WEIGHT_BYTES, WEIGHT_BYTES]
+
+
+async def test_unloading_by_force_ends_what_runs_and_waits(make_pool, executor):
+    pool = await make_pool(max_running=1)
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as running, aclosing(hanging(pool, view.name)) as waiting:
+        await anext(running)
+        await anext(waiting)
+        patient = asyncio.create_task(pool.unload(view.name))
+        await settle()
+        # Even with callers who read nothing.
+        assert await pool.unload(view.name, force=True) == WEIGHT_BYTES
+        assert await patient == WEIGHT_BYTES
+        for events in (running, waiting):
+            with pytest.raises(PipelineUnloadedError):
+                async for _ in events:
+                    pass
+
+
+async def test_an_unload_goes_on_when_its_caller_leaves(pool, executor):
+    view = await load(pool)
+    executor.hold(Unload)
+    unload = asyncio.create_task(pool.unload(view.name))
+    await soon(lambda: executor.sent(Unload))
+    unload.cancel()
+    await asyncio.wait([unload])
+    executor.release()
+    await soon(lambda: names(pool) == [])
+
+
+async def test_a_pipeline_that_is_being_loaded_can_be_unloaded(pool, executor):
+    executor.hold(Load)
+    loading = asyncio.create_task(load(pool, pipeline_id="mine"))
+    await soon(lambda: executor.sent(Load))
+    assert await pool.unload("pipelines/mine") == 0
+    with pytest.raises(PipelineUnloadedError):
+        await loading
+    assert names(pool) == []
+
+
+async def test_an_id_can_be_loaded_again_while_it_is_being_unloaded(pool, executor):
+    await load(pool, pipeline_id="mine")
+    executor.hold(Unload)
+    unload = asyncio.create_task(pool.unload("pipelines/mine"))
+    await soon(lambda: executor.sent(Unload))
+    again = asyncio.create_task(load(pool, Spec("other"), pipeline_id="mine"))
+    await settle()
+    executor.release()
+    assert await unload == WEIGHT_BYTES
+    assert (await again).recipe.spec == Spec("other")
+    assert executor.workers["workers/0"].pipelines == {"pipelines/mine": "other"}
+
+
+async def test_unloading_what_was_lost_needs_no_worker(pool, executor):
+    view = await load(pool)
+    executor.kill("workers/0")
+    await settle()
+    assert await pool.unload(view.name) == 0
+
+
+async def test_a_lease_that_runs_out_unloads_unless_the_pipeline_is_used(pool, executor):
+    idle, used = await load(pool, ttl=60), await load(pool, ttl=60)
+    async with aclosing(hanging(pool, used.name)) as running:
+        await anext(running)
+        pool.expire(time.time() + 59)
+        await settle()
+        assert len(names(pool)) == 2
+        pool.expire(time.time() + 61)
+        await soon(lambda: len(names(pool)) == 1)
+    assert list(executor.workers["workers/0"].pipelines) == [used.name]
+    with pytest.raises(PipelineNotFoundError):
+        await generate(pool, idle.name)
+    assert await pool.unload(idle.name) == 0
+
+
+async def test_renewing_sets_the_lease_anew(pool):
+    view = await load(pool, ttl=60)
+    renewed = pool.renew(view.name, 600)
+    assert renewed.expire_time - renewed.last_use_time == pytest.approx(600)
+
+
+# Watching
+
+
+async def test_a_watch_begins_with_what_there_is_and_goes_on_with_what_changes(pool):
+    first = await load(pool)
+    async with aclosing(pool.watch()) as changes:
+
+        async def until(kind, name):
+            async with asyncio.timeout(5):
+                while (change := await anext(changes)).kind is not kind or change.pipeline.name != name:
+                    pass
+            return change.pipeline
+
+        assert (await anext(changes)).pipeline == first
+        assert await anext(changes) == watchers.Change(ChangeKind.SYNCED, None)
+        second = await load(pool)
+        assert (await until(ChangeKind.ADDED, second.name)).state is State.LOADING
+        assert (await until(ChangeKind.MODIFIED, first.name)).shared_bytes == WEIGHT_BYTES
+        pool.renew(first.name, 5)
+        assert (await until(ChangeKind.MODIFIED, first.name)).expire_time < second.expire_time
+        await pool.unload(second.name)
+        await until(ChangeKind.REMOVED, second.name)
+        assert (await until(ChangeKind.MODIFIED, first.name)).exclusive_bytes == WEIGHT_BYTES
+
+
+async def test_a_watcher_who_does_not_keep_up_is_told_so(pool, monkeypatch):
+    monkeypatch.setattr(watchers, "MAX_PENDING", 3)
+    view = await load(pool)
+    async with aclosing(pool.watch()) as slow, aclosing(pool.watch()) as quick:
+        assert (await anext(slow)).pipeline == view
+        for _ in range(2):
+            await anext(quick)
+        for ttl in range(10, 20):
+            pool.renew(view.name, ttl)
+            assert (await anext(quick)).kind is ChangeKind.MODIFIED
+        with pytest.raises(WatchLaggedError):
+            await anext(slow)
+
+
+# The end
+
+
+async def test_draining_finishes_what_runs_and_refuses_the_rest(make_pool, executor):
+    pool = await make_pool(max_running=1)
+    view = await load(pool)
+    executor.hold(Generate)
+    running = asyncio.create_task(generate(pool, view.name))
+    await soon(lambda: executor.sent(Generate))
+    waiting = asyncio.create_task(generate(pool, view.name))
+    executor.hold(Load)
+    loading = asyncio.create_task(load(pool, Spec("other")))
+    await soon(lambda: len(executor.sent(Load)) == 2)
+    async with aclosing(pool.watch()) as changes:
+        await anext(changes)
+        drain = asyncio.create_task(pool.drain(60))
+        for refused in (waiting, loading, generate(pool, view.name), load(pool)):
+            with pytest.raises(ShuttingDownError):
+                await refused
+        assert not pool.is_serving
+        assert not drain.done()
+        assert only_worker(pool).state is WorkerState.DRAINING
+        executor.release()
+        assert len(await running) == 5
+        await drain
+        with pytest.raises(ShuttingDownError):
+            async for _ in changes:
+                pass
+
+
+async def test_the_grace_ends(pool):
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as running:
+        await anext(running)
+        await pool.drain(0.01)
+        with pytest.raises(ShuttingDownError):
+            async for _ in running:
+                pass
+
+
+def test_the_pool_needs_no_more_than_grpcio():
+    program = """
+import sys
+for name in ("torch", "diffusers", "pydantic", "pydantic_settings", "prometheus_client", "psutil", "grpc_health"):
+    sys.modules[name] = None
+import denoised_server.pool, denoised_server.services, denoised_server.interceptors, denoised_server.executor.local
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
