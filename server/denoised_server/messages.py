@@ -128,7 +128,7 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Report Snapshots: one at once, then one whenever something changed, at most every `interval` seconds."""
+    """Report Snapshots: at once, every `interval` seconds, and before each answer to what changed the pipelines held."""
 
     interval: float
 

@@ -97,6 +97,17 @@ def test_a_changed_checkpoint_is_read_anew(driver, tmp_path):
     assert digests[0]["vae"] == digests[1]["vae"]
 
 
+def test_weights_stay_as_they_are_when_their_file_does_not(driver, tmp_path):
+    folder = checkpoints.stable_diffusion(tmp_path / "sd")
+    driver.load("pipelines/a", folder)
+    request = {"prompt": "a", "num_inference_steps": 2, "forbid": True, **SIZE}
+    before = images(driver.generate("pipelines/a", **request).result())
+    for weights in folder.glob("*/*.safetensors"):
+        with weights.open("r+b") as file:
+            file.truncate(100)
+    np.testing.assert_array_equal(images(driver.generate("pipelines/a", **request).result()), before)
+
+
 def test_a_component_from_elsewhere_and_none_at_all(driver, sd_checkpoint, tmp_path):
     from denoised_server.messages import ComponentSource
 

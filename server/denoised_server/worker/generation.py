@@ -30,6 +30,7 @@ from .observations import Observations
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+MISSHAPEN = re.compile(r"\b(shapes?|sizes?|dimensions?|channels|dtype)\b")
 PATH = re.compile(r"(?:/[\w.@+-]+){2,}/?")
 
 
@@ -196,10 +197,14 @@ def failure(error: BaseException) -> DenoisedError:
             hint="Ask for fewer or smaller images, or unload a pipeline.",
             retry_after=1.0,
         )
-    if isinstance(error, ValueError | TypeError | NotImplementedError):
+    # Weights fit each other, or loading had failed: shapes that do not are those of the arguments.
+    misshapen = type(error) is RuntimeError and MISSHAPEN.search(str(error))
+    if misshapen or isinstance(error, ValueError | TypeError | NotImplementedError):
         logger.debug("a pipeline refused its arguments", exc_info=error)
-        text = PATH.sub("…", " ".join(str(error).split()))[:500]
-        return PipelineRejectedError(f"The pipeline refused its arguments: {text}")
+        text = PATH.sub("…", " ".join(str(error).split()))[:500].rstrip(".")
+        return PipelineRejectedError(
+            f"The pipeline refused its arguments: {text}.", hint="`parameters` of the pipeline says what it takes."
+        )
     logger.error("a pipeline failed", exc_info=error)
     return InternalError(f"The pipeline failed with {type(error).__name__}.", hint="The daemon's log has the rest.")
 

@@ -162,9 +162,10 @@ class Loader:
                     **ready,
                 )
             check_cancelled()
-            if self._device.type != "cpu":
-                progress(LoadProgress("moving to device", "", plan.new_bytes, plan.new_bytes))
-                pipeline.to(self._device)
+            progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
+            for module in _modules(pipeline).values():
+                if self._store.find(module) is None:
+                    self._to_device(module)
             self._hold(user, pipeline, parts, settled)
         except DenoisedError:
             raise
@@ -216,11 +217,18 @@ class Loader:
                 module: nn.Module = AutoModel.from_pretrained(
                     source.folder, **{DTYPE: dtype}, variant=override.variant or None, local_files_only=True
                 )
-            module.to(self._device)
+            self._to_device(module)
             settled[digest] = self._store.add(digest, module, user).weight_bytes
             return module
         finally:
             self._ledger.cancel(reservation)
+
+    def _to_device(self, module: nn.Module) -> None:
+        if self._device.type == "cpu":
+            # safetensors maps the file: weights would change with it, or take the process down when it is truncated.
+            module._apply(torch.clone)
+        else:
+            module.to(self._device)
 
     def _hold(self, user: str, pipeline: DiffusionPipeline, parts: list[_Part], settled: dict[str, int]) -> None:
         """Enters the pipeline's components into the store, under their content where files identify it."""
@@ -289,7 +297,7 @@ class _Report:
     ) -> None:
         self._bytes = {part.role: part.bytes for part in parts}
         self._progress, self._check_cancelled = progress, check_cancelled
-        self._total, self._done = plan.new_bytes + plan.shared_bytes, plan.shared_bytes
+        self.total_bytes, self._done = plan.new_bytes + plan.shared_bytes, plan.shared_bytes
         self._original = getattr(pipeline_utils, "load_sub_model", None)
 
     def __enter__(self) -> None:
@@ -299,7 +307,7 @@ class _Report:
 
         def load_sub_model(*args: Any, name: str = "", **kwargs: Any) -> Any:
             self._check_cancelled()
-            self._progress(LoadProgress("reading weights", name, self._done, self._total))
+            self._progress(LoadProgress("reading weights", name, self._done, self.total_bytes))
             loaded = original(*args, name=name, **kwargs)
             self._done += self._bytes.get(name, 0)
             return loaded
@@ -309,7 +317,7 @@ class _Report:
     def __exit__(self, *_: object) -> None:
         if self._original is not None:
             pipeline_utils.load_sub_model = self._original
-        self._progress(LoadProgress("reading weights", "", self._done, self._total))
+        self._progress(LoadProgress("reading weights", "", self._done, self.total_bytes))
 
 
 def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:

@@ -74,6 +74,7 @@ class Worker:
         self._pipelines: dict[str, Live] = {}
         self._requests: dict[int, Request] = {}
         self._cancelled: set[int] = set()
+        self._watchers: dict[int, Emit] = {}
         self._closed = threading.Event()
         self._loads = ThreadPoolExecutor(1, "load")
         self._controls = ThreadPoolExecutor(1, "control")
@@ -148,13 +149,16 @@ class Worker:
             live = self._loader.load(command.pipeline, command.recipe, emit, lambda: self._check_cancelled(number))
         except BaseException:
             _return_memory()
+            self._report()
             raise
         self._pipelines[command.pipeline] = live
+        self._report()
         emit(_loaded(live))
 
     def _derive(self, command: Derive, emit: Emit) -> None:
         live = self._loader.derive(command.pipeline, self._find(command.source), command.derivation)
         self._pipelines[command.pipeline] = live
+        self._report()
         emit(_loaded(live))
 
     def _unload(self, command: Unload, emit: Emit) -> None:
@@ -162,6 +166,7 @@ class Worker:
         freed = self._loader.release(command.pipeline)
         if freed:
             _return_memory()
+        self._report()
         emit(Unloaded(freed))
 
     def _prepare(self, number: int, command: Generate, emit: Emit) -> None:
@@ -211,14 +216,19 @@ class Worker:
         self._media.submit(self._answer, number, emit, encode)
 
     def _watch(self, number: int, command: Watch, emit: Emit) -> None:
-        last = None
-        while True:
-            self._check_cancelled(number)
-            snapshot = self._snapshot()
-            if snapshot != last:
-                emit(snapshot)
-                last = snapshot
-            self._closed.wait(command.interval)
+        self._watchers[number] = emit
+        try:
+            while True:
+                self._check_cancelled(number)
+                emit(self._snapshot())
+                self._closed.wait(command.interval)
+        finally:
+            del self._watchers[number]
+
+    def _report(self) -> None:
+        """Tells watchers at once, before the answer to whoever changed something: who asks then finds it changed."""
+        for emit in list(self._watchers.values()):
+            emit(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
         counts = self._engine.counts
