@@ -39,23 +39,16 @@ def denoised(
     """Keep diffusers pipelines live in a daemon, and use them from anywhere.
 
     [bold]A first picture[/bold]
-
     [cyan]denoised serve &[/cyan]
-
     [cyan]denoised load demo --id apples[/cyan]
-
     [cyan]denoised generate apples -p "a red apple" -o apple.png[/cyan]
 
     [bold]Another task on the same weights[/bold]
-
     [cyan]denoised derive apples --task image-to-image --id apples-i2i[/cyan]
-
     [cyan]denoised generate apples-i2i -p "a green apple" --image apple.png -o green.png[/cyan]
 
     [bold]What is held, and what it costs[/bold]
-
     [cyan]denoised ps[/cyan]
-
     [cyan]denoised unload apples apples-i2i[/cyan]
 
     Commands talk to 127.0.0.1:50051; name another daemon with --target or DENOISED_TARGET.

@@ -57,11 +57,8 @@ def load(
     Components whose content is already on the device are shared, not loaded again.
 
     [bold]Examples[/bold]
-
     [cyan]denoised load demo[/cyan]
-
     [cyan]denoised load stabilityai/stable-diffusion-xl-base-1.0 --dtype float16 --variant fp16 --ttl 2h[/cyan]
-
     [cyan]PIPE=$(denoised load demo --task text-to-image --override safety_checker=null)[/cyan]
     """
     overrides, seconds = parse_assignments(override, "--override"), parse_ttl(ttl)
@@ -95,7 +92,6 @@ def derive(
     Both are pipelines in their own right: unload either, the other stays.
 
     [bold]Example[/bold]
-
     [cyan]denoised derive pipelines/apples --task inpainting --id apples-inpaint[/cyan]
     """
     overrides, seconds = parse_assignments(override, "--override"), parse_ttl(ttl)
@@ -111,7 +107,6 @@ def ps(json: Json = False, target: Target = DefaultTarget, token: Token = None) 
     IDLE is the time since its last use, EXPIRES what is left of its lease.
 
     [bold]Example[/bold]
-
     [cyan]denoised ps --json | jq -r '.[].name'[/cyan]
     """
     with connect(target, token) as client:
@@ -140,9 +135,7 @@ def unload(
     Weights that other pipelines use as well stay for them. Unloading a pipeline again succeeds.
 
     [bold]Examples[/bold]
-
     [cyan]denoised unload pipelines/apples apples-inpaint[/cyan]
-
     [cyan]denoised unload $(denoised ps --json | jq -r '.[].name')[/cyan]
     """
     freed: dict[str, int] = {}

@@ -79,11 +79,8 @@ def serve(
     SIGTERM and Ctrl-C let it finish what is running and then end it.
 
     [bold]Examples[/bold]
-
     [cyan]denoised serve[/cyan]
-
     [cyan]denoised serve --address 0.0.0.0:50051 --device cuda --allow-dir /models[/cyan]
-
     [cyan]denoised serve --print-config > denoised.toml[/cyan]
     """
     try:

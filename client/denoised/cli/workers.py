@@ -29,7 +29,6 @@ def workers(json: Json = False, target: Target = DefaultTarget, token: Token = N
     JOINED is the share of calls that ran in one batch with other generations'.
 
     [bold]Example[/bold]
-
     [cyan]watch denoised workers[/cyan]
     """
     with connect(target, token) as client:
