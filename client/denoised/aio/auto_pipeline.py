@@ -85,8 +85,8 @@ class _AutoPipeline:
 class AutoPipelineForText2Image(_AutoPipeline):
     """Text-to-image pipelines.
 
-    pipe = await AutoPipelineForText2Image.from_pretrained("demo")
-    image = (await pipe("a red apple")).images[0]
+        pipe = await AutoPipelineForText2Image.from_pretrained("demo")
+        image = (await pipe("a red apple")).images[0]
     """
 
     _task = "text-to-image"
@@ -95,8 +95,8 @@ class AutoPipelineForText2Image(_AutoPipeline):
 class AutoPipelineForImage2Image(_AutoPipeline):
     """Image-to-image pipelines.
 
-    pipe = await AutoPipelineForImage2Image.from_pipe(pipe_t2i)
-    image = (await pipe("a green apple", image=picture, strength=0.6)).images[0]
+        pipe = await AutoPipelineForImage2Image.from_pipe(pipe_t2i)
+        image = (await pipe("a green apple", image=picture, strength=0.6)).images[0]
     """
 
     _task = "image-to-image"
@@ -105,8 +105,8 @@ class AutoPipelineForImage2Image(_AutoPipeline):
 class AutoPipelineForInpainting(_AutoPipeline):
     """Inpainting pipelines.
 
-    pipe = await AutoPipelineForInpainting.from_pipe(pipe_t2i)
-    image = (await pipe("a leaf", image=picture, mask_image=mask)).images[0]
+        pipe = await AutoPipelineForInpainting.from_pipe(pipe_t2i)
+        image = (await pipe("a leaf", image=picture, mask_image=mask)).images[0]
     """
 
     _task = "inpainting"
