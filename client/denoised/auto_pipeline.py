@@ -86,8 +86,10 @@ class _AutoPipeline:
 class AutoPipelineForText2Image(_AutoPipeline):
     """Text-to-image pipelines.
 
-    pipe = AutoPipelineForText2Image.from_pretrained("demo")
-    image = (pipe("a red apple")).images[0]
+    Example:
+        pipe = AutoPipelineForText2Image.from_pretrained("demo")
+        result = pipe("a red apple")
+        result.images[0].save("picture.png")
     """
 
     _task = "text-to-image"
@@ -96,8 +98,10 @@ class AutoPipelineForText2Image(_AutoPipeline):
 class AutoPipelineForImage2Image(_AutoPipeline):
     """Image-to-image pipelines.
 
-    pipe = AutoPipelineForImage2Image.from_pipe(pipe_t2i)
-    image = (pipe("a green apple", image=picture, strength=0.6)).images[0]
+    Example:
+        pipe = AutoPipelineForImage2Image.from_pipe(pipe_t2i)
+        result = pipe("a green apple", image=picture, strength=0.6)
+        result.images[0].save("picture.png")
     """
 
     _task = "image-to-image"
@@ -106,8 +110,10 @@ class AutoPipelineForImage2Image(_AutoPipeline):
 class AutoPipelineForInpainting(_AutoPipeline):
     """Inpainting pipelines.
 
-    pipe = AutoPipelineForInpainting.from_pipe(pipe_t2i)
-    image = (pipe("a leaf", image=picture, mask_image=mask)).images[0]
+    Example:
+        pipe = AutoPipelineForInpainting.from_pipe(pipe_t2i)
+        result = pipe("a leaf", image=picture, mask_image=mask)
+        result.images[0].save("picture.png")
     """
 
     _task = "inpainting"

@@ -27,7 +27,9 @@ class Pipeline:
 
     Get one from an Auto class or a client, never from here. `with pipe:` unloads it at the end.
 
-        image = (pipe("a red apple", num_inference_steps=25)).images[0]
+    Example:
+        result = pipe("a red apple", num_inference_steps=25)
+        result.images[0].save("apple.png")
 
     `components` and `memory` ask the daemon; other attributes are as of its last answer, see `refresh`.
     """

@@ -85,8 +85,10 @@ class _AutoPipeline:
 class AutoPipelineForText2Image(_AutoPipeline):
     """Text-to-image pipelines.
 
+    Example:
         pipe = await AutoPipelineForText2Image.from_pretrained("demo")
-        image = (await pipe("a red apple")).images[0]
+        result = await pipe("a red apple")
+        result.images[0].save("picture.png")
     """
 
     _task = "text-to-image"
@@ -95,8 +97,10 @@ class AutoPipelineForText2Image(_AutoPipeline):
 class AutoPipelineForImage2Image(_AutoPipeline):
     """Image-to-image pipelines.
 
+    Example:
         pipe = await AutoPipelineForImage2Image.from_pipe(pipe_t2i)
-        image = (await pipe("a green apple", image=picture, strength=0.6)).images[0]
+        result = await pipe("a green apple", image=picture, strength=0.6)
+        result.images[0].save("picture.png")
     """
 
     _task = "image-to-image"
@@ -105,8 +109,10 @@ class AutoPipelineForImage2Image(_AutoPipeline):
 class AutoPipelineForInpainting(_AutoPipeline):
     """Inpainting pipelines.
 
+    Example:
         pipe = await AutoPipelineForInpainting.from_pipe(pipe_t2i)
-        image = (await pipe("a leaf", image=picture, mask_image=mask)).images[0]
+        result = await pipe("a leaf", image=picture, mask_image=mask)
+        result.images[0].save("picture.png")
     """
 
     _task = "inpainting"

@@ -26,7 +26,9 @@ class AsyncPipeline:
 
     Get one from an Auto class or a client, never from here. `async with pipe:` unloads it at the end.
 
-        image = (await pipe("a red apple", num_inference_steps=25)).images[0]
+    Example:
+        result = await pipe("a red apple", num_inference_steps=25)
+        result.images[0].save("apple.png")
 
     Attributes are as of the last answer from the daemon: `await pipe.refresh()` brings them up to date.
     """
