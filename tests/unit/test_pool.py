@@ -86,7 +86,7 @@ def only_worker(pool):
 async def soon(predicate):
     """Lets everything else run until something is true."""
     async with asyncio.timeout(5):
-        while not predicate():
+        while not predicate():  # noqa: ASYNC110 - nothing here tells when to look again.
             await asyncio.sleep(0)
 
 

@@ -1,0 +1,390 @@
+"""The services over a real socket, with a fake executor behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from denoised.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidFieldError,
+    MessageTooLargeError,
+    NotAPipelineError,
+    PipelineExistsError,
+    PipelineNotFoundError,
+    PipelineUnloadedError,
+    QueueFullError,
+    ShuttingDownError,
+    UnknownArgumentError,
+    WorkerLostError,
+)
+from denoised.status import from_call
+from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_pb2, worker_service_pb2
+from denoised.v1.generation_service_pb2_grpc import GenerationServiceStub
+from denoised.v1.pipeline_service_pb2_grpc import PipelineServiceStub
+from denoised.v1.worker_service_pb2_grpc import WorkerServiceStub
+from denoised_server.interceptors import ErrorInterceptor
+from denoised_server.messages import Generate, Load
+from denoised_server.observer import Observer
+from denoised_server.pool import Pool
+from denoised_server.services import add_services
+
+from tests.unit.fake_executor import WEIGHT_BYTES, FakeExecutor
+
+MAX_MESSAGE_BYTES = 200_000
+Change = pipeline_service_pb2.WatchPipelinesResponse
+
+
+class Outcomes(Observer):
+    """Remembers how calls ended."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def request_ended(self, method, outcome, seconds):
+        self.seen.append((method, outcome))
+
+
+class Daemon:
+    """Stubs of a daemon's services, and what is behind them."""
+
+    def __init__(self, executor, pool, outcomes, channel):
+        self.executor = executor
+        self.pool = pool
+        self.outcomes = outcomes.seen
+        self.pipelines = PipelineServiceStub(channel)
+        self.generations = GenerationServiceStub(channel)
+        self.workers = WorkerServiceStub(channel)
+
+    async def load(self, repo_id="weights", **fields):
+        spec = pipeline_service_pb2.PipelineSpec(repo_id=repo_id)
+        request = pipeline_service_pb2.LoadPipelineRequest(spec=spec, **fields)
+        return [response async for response in self.pipelines.LoadPipeline(request)][-1].pipeline
+
+    def generate(self, pipeline, prompt="a cat", **fields):
+        request = generation_service_pb2.GenerateRequest(pipeline=pipeline, prompt=prompt, **fields)
+        return self.generations.Generate(request)
+
+    async def outcome(self, method):
+        """How the last call of a method ended; the daemon may learn of it after its client."""
+        await soon(lambda: any(name == method for name, _ in self.outcomes))
+        return [outcome for name, outcome in self.outcomes if name == method][-1]
+
+
+@asynccontextmanager
+async def serving(**settings):
+    executor, outcomes = FakeExecutor(), Outcomes()
+    pool = Pool(executor, **settings)
+    await pool.start()
+    server = grpc.aio.server(
+        interceptors=(ErrorInterceptor(max_message_bytes=MAX_MESSAGE_BYTES, observer=outcomes),),
+        options=(("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),),
+    )
+    add_services(server, pool, max_message_bytes=MAX_MESSAGE_BYTES, max_pixels=1_000_000, max_waiting=5)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Daemon(executor, pool, outcomes, channel)
+    await server.stop(None)
+    await pool.stop()
+
+
+@pytest.fixture
+async def daemon():
+    async with serving() as daemon:
+        yield daemon
+
+
+async def soon(predicate):
+    """Lets the daemon go on until something is true."""
+    async with asyncio.timeout(5):
+        while not predicate():  # noqa: ASYNC110 - what it waits for travels over a socket.
+            await asyncio.sleep(0.001)
+
+
+async def failure(call):
+    """The error of ours that a call fails with, and its status code."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if hasattr(call, "__aiter__"):
+            async for _ in call:
+                pass
+        else:
+            await call
+    error = caught.value
+    trailing = tuple(error.trailing_metadata() or ())
+    return from_call(error.code(), error.details(), trailing, target="test"), error.code()
+
+
+async def fails_with(call, kind, code, **metadata):
+    error, found = await failure(call)
+    assert type(error) is kind
+    assert found is getattr(grpc.StatusCode, code)
+    assert error.message
+    assert metadata.items() <= error.metadata.items()
+    return error
+
+
+async def test_the_main_job(daemon):
+    loaded = await daemon.load(pipeline_id="mine", ttl={"seconds": 60})
+    assert loaded.name == "pipelines/mine"
+    assert loaded.state == pipeline_service_pb2.Pipeline.STATE_ACTIVE
+    assert loaded.spec.dtype == artifact_pb2.DATA_TYPE_FLOAT32
+    assert (loaded.exclusive_bytes, loaded.shared_bytes) == (WEIGHT_BYTES, 0)
+    assert [parameter.name for parameter in loaded.parameters][0] == "prompt"
+    assert loaded.expire_time.seconds - loaded.last_use_time.seconds == 60
+    derivation = pipeline_service_pb2.Derivation(task=pipeline_service_pb2.TASK_INPAINTING)
+    request = pipeline_service_pb2.DerivePipelineRequest(source=loaded.name, derivation=derivation)
+    derived = (await daemon.pipelines.DerivePipeline(request)).pipeline
+    assert (derived.source, list(derived.derivations)) == (loaded.name, [derivation])
+    assert (derived.exclusive_bytes, derived.shared_bytes) == (0, WEIGHT_BYTES)
+    events = [event async for event in daemon.generate(derived.name, sampling={"seeds": [7], "num_inference_steps": 2})]
+    assert [event.WhichOneof("event") for event in events] == ["progress", "progress", "output", "summary"]
+    assert (events[2].output.artifact.data, events[2].output.seed) == (b"a cat", 7)
+    assert (list(events[3].summary.seeds), events[3].summary.run_duration.nanos) == ([7], 250_000_000)
+    for name, freed in ((loaded.name, 0), (derived.name, WEIGHT_BYTES), (derived.name, 0)):
+        unload = pipeline_service_pb2.UnloadPipelineRequest(name=name)
+        assert (await daemon.pipelines.UnloadPipeline(unload)).freed_bytes == freed
+    assert {outcome for _, outcome in daemon.outcomes} == {"ok"}
+
+
+async def test_pipelines_can_be_read_listed_and_renewed(daemon):
+    names = [(await daemon.load()).name for _ in range(3)]
+    request = pipeline_service_pb2.GetPipelineRequest(name=names[0])
+    assert (await daemon.pipelines.GetPipeline(request)).pipeline.shared_bytes == WEIGHT_BYTES
+    page = await daemon.pipelines.ListPipelines(pipeline_service_pb2.ListPipelinesRequest(page_size=2))
+    rest = await daemon.pipelines.ListPipelines(
+        pipeline_service_pb2.ListPipelinesRequest(page_size=2, page_token=page.next_page_token)
+    )
+    assert [pipeline.name for pipeline in (*page.pipelines, *rest.pipelines)] == names
+    assert rest.next_page_token == ""
+    renew = pipeline_service_pb2.RenewPipelineRequest(name=names[0], ttl={"seconds": 5})
+    renewed = (await daemon.pipelines.RenewPipeline(renew)).pipeline
+    assert renewed.expire_time.seconds - renewed.last_use_time.seconds == 5
+
+
+async def test_a_watch_shows_what_there_is_and_then_what_changes(daemon):
+    first = await daemon.load()
+    watch = daemon.pipelines.WatchPipelines(pipeline_service_pb2.WatchPipelinesRequest())
+    responses = [await watch.read() for _ in range(2)]
+    assert [response.change for response in responses] == [Change.CHANGE_ADDED, Change.CHANGE_SYNCED]
+    assert responses[0].pipeline == first
+    await daemon.pipelines.UnloadPipeline(pipeline_service_pb2.UnloadPipelineRequest(name=first.name))
+    while (response := await watch.read()).change != Change.CHANGE_REMOVED:
+        pass
+    assert response.pipeline.name == first.name
+    watch.cancel()
+    assert await daemon.outcome("WatchPipelines") == "cancelled"
+
+
+async def test_workers_and_the_server_can_be_looked_at(daemon):
+    await daemon.load()
+    async with asyncio.timeout(5):
+        while True:
+            (worker,) = (await daemon.workers.ListWorkers(worker_service_pb2.ListWorkersRequest())).workers
+            if worker.memory.weight_bytes:
+                break
+    assert (worker.name, worker.state) == ("workers/0", worker_service_pb2.Worker.STATE_ACTIVE)
+    assert (worker.pid, worker.pipeline_count, worker.memory.weight_bytes) == (1234, 1, WEIGHT_BYTES)
+    info = await daemon.workers.GetServerInfo(worker_service_pb2.GetServerInfoRequest())
+    assert info.max_message_bytes == MAX_MESSAGE_BYTES
+    assert (info.library_versions["torch"], list(info.embedded_models)) == ("1.0", ["demo"])
+
+
+async def test_leaving_a_call_cancels_the_generation(daemon):
+    name = (await daemon.load()).name
+    call = daemon.generate(name, "hang")
+    await call.read()
+    call.cancel()
+    assert await daemon.outcome("Generate") == "cancelled"
+    assert [type(command) for command in daemon.executor.cancelled] == [Generate]
+
+
+async def test_leaving_a_load_abandons_it(daemon):
+    daemon.executor.hold(Load)
+    spec = pipeline_service_pb2.PipelineSpec(repo_id="weights")
+    call = daemon.pipelines.LoadPipeline(pipeline_service_pb2.LoadPipelineRequest(spec=spec))
+    reading = asyncio.create_task(call.read())
+    await soon(lambda: daemon.executor.sent(Load))
+    call.cancel()
+    await asyncio.wait([reading])
+    assert await daemon.outcome("LoadPipeline") == "cancelled"
+    await soon(lambda: daemon.pool.list_pipelines(page_size=0, page_token="") == ([], ""))
+    assert [type(command) for command in daemon.executor.cancelled] == [Load]
+
+
+async def test_a_deadline_that_passes_cancels_the_generation(daemon):
+    name = (await daemon.load()).name
+    request = generation_service_pb2.GenerateRequest(pipeline=name, prompt="hang")
+    await fails_with(daemon.generations.Generate(request, timeout=0.05), DeadlineExceededError, "DEADLINE_EXCEEDED")
+    assert await daemon.outcome("Generate") == "deadline_exceeded"
+    assert [type(command) for command in daemon.executor.cancelled] == [Generate]
+
+
+SPECS = [
+    ({}, "spec.repo_id"),
+    ({"repo_id": "x" * 1025}, "spec.repo_id"),
+    ({"repo_id": "a", "task": 99}, "spec.task"),
+    ({"repo_id": "a", "dtype": artifact_pb2.DATA_TYPE_INT8}, "spec.dtype"),
+    ({"repo_id": "a", "dtype": 99}, "spec.dtype"),
+    ({"repo_id": "a", "overrides": {"vae": pipeline_service_pb2.Override()}}, "spec.overrides[vae]"),
+    ({"repo_id": "a", "overrides": {"vae": {"component": {}}}}, "spec.overrides[vae].repo_id"),
+    ({"repo_id": "a", "overrides": {"vae": {"value": {}}}}, "spec.overrides[vae]"),
+]
+
+
+@pytest.mark.parametrize(("spec", "field"), SPECS)
+async def test_a_bad_spec_is_refused_by_the_name_of_the_field(daemon, spec, field):
+    request = pipeline_service_pb2.LoadPipelineRequest(spec=pipeline_service_pb2.PipelineSpec(**spec))
+    await fails_with(daemon.pipelines.LoadPipeline(request), InvalidFieldError, "INVALID_ARGUMENT", field=field)
+    assert daemon.executor.sent(Load) == []
+
+
+PNG = {"media_type": "image/png", "data": b"png"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"sampling": {"num_inference_steps": -1}}, "num_inference_steps"),
+        ({"sampling": {"height": 0}}, "height"),
+        ({"sampling": {"height": 100_000, "width": 100_000}}, "height"),
+        ({"arguments": {"num_inference_steps": {"int_value": 1001}}}, "num_inference_steps"),
+        ({"arguments": {"prompt": {"string_value": "twice"}}}, "prompt"),
+        ({"arguments": {"guidance_scale": {}}}, "guidance_scale"),
+        ({"arguments": {"image": {"artifact_value": {"media_type": "image/png"}}}}, "image"),
+        ({"arguments": {"image": {"list_value": {"values": [{"artifact_value": {"data": b"png"}}]}}}}, "image"),
+        ({"image": {"media_type": "image/png"}}, "image"),
+        ({"image": {"data": b"png"}}, "image"),
+        ({"image": PNG, "arguments": {"image": {"artifact_value": PNG}}}, "image"),
+        ({"arguments": {"generator": {"int_value": 1}}}, "generator"),
+        ({"output": {"output_type": "gif"}}, "output.output_type"),
+        ({"output": {"quality": 0}}, "output.quality"),
+        ({"batching": 99}, "batching"),
+        ({"priority": 101}, "priority"),
+        ({"sampling": {"seeds": [1, 2]}}, "sampling.seeds"),
+        ({"prompt": "x" * 65_537}, "prompt"),
+    ],
+)
+async def test_a_bad_request_is_refused_by_the_name_of_the_field(daemon, fields, field):
+    name = (await daemon.load()).name
+    await fails_with(daemon.generate(name, **fields), InvalidFieldError, "INVALID_ARGUMENT", field=field)
+    assert daemon.executor.sent(Generate) == []
+    assert await daemon.outcome("Generate") == "invalid_field"
+
+
+async def test_everything_that_a_request_says_reaches_the_worker(daemon):
+    name = (await daemon.load()).name
+    request = generation_service_pb2.GenerateRequest(
+        pipeline=name,
+        prompt="a cat",
+        image=PNG,
+        sampling={"height": 64, "guidance_scale": 7, "generators": [{"device": "cpu", "state": b"state"}]},
+        arguments={"width": {"int_value": 32}},
+        output={"output_type": "pt", "media_type": "image/jpeg", "quality": 50},
+        batching=generation_service_pb2.BATCHING_FORBID,
+        priority=-3,
+    )
+    events = [event async for event in daemon.generations.Generate(request)]
+    (command,) = daemon.executor.sent(Generate)
+    assert command.arguments["image"].data == b"png"
+    assert {key: command.arguments[key] for key in ("prompt", "height", "width", "guidance_scale")} == {
+        "prompt": "a cat",
+        "height": 64,
+        "width": 32,
+        "guidance_scale": 7.0,
+    }
+    assert (command.output_type, command.media_type, command.quality) == ("pt", "image/jpeg", 50)
+    assert (command.forbid_batching, command.priority, command.seeds) == (True, -3, ())
+    assert command.generators == (("cpu", b"state"),)
+    assert events[-1].summary.generators[0].state == b"state"
+    assert not any(event.output.HasField("seed") for event in events)
+
+
+async def test_each_failure_has_its_code_and_its_reason(daemon):
+    name = (await daemon.load(pipeline_id="mine")).name
+    unknown = daemon.generate(name, arguments={"promt": {"string_value": "x"}})
+    await fails_with(unknown, UnknownArgumentError, "INVALID_ARGUMENT", suggestion="prompt")
+    await fails_with(daemon.generate("mine"), InvalidFieldError, "INVALID_ARGUMENT", field="pipeline")
+    await fails_with(daemon.generate("pipelines/absent"), PipelineNotFoundError, "NOT_FOUND")
+    other = pipeline_service_pb2.PipelineSpec(repo_id="other")
+    taken = pipeline_service_pb2.LoadPipelineRequest(spec=other, pipeline_id="mine")
+    await fails_with(daemon.pipelines.LoadPipeline(taken), PipelineExistsError, "ALREADY_EXISTS")
+    short = pipeline_service_pb2.LoadPipelineRequest(spec=other, ttl={"nanos": 1})
+    await fails_with(daemon.pipelines.LoadPipeline(short), InvalidFieldError, "INVALID_ARGUMENT", field="ttl")
+    absent = pipeline_service_pb2.LoadPipelineRequest(spec=pipeline_service_pb2.PipelineSpec(repo_id="absent"))
+    error = await fails_with(daemon.pipelines.LoadPipeline(absent), NotAPipelineError, "FAILED_PRECONDITION")
+    assert error.hint == "Look elsewhere."
+    derive = pipeline_service_pb2.DerivePipelineRequest(source=name)
+    refused = daemon.pipelines.DerivePipeline(derive)
+    await fails_with(refused, InvalidFieldError, "INVALID_ARGUMENT", field="derivation.task")
+    bug = await fails_with(daemon.generate(name, "bug"), InternalError, "INTERNAL")
+    assert bug.metadata["request_id"]
+    lost = await fails_with(daemon.generate(name, "die"), WorkerLostError, "UNAVAILABLE")
+    assert lost.retry_after
+    assert len([event async for event in daemon.generate(name)]) > 1
+
+
+async def test_a_full_queue_is_told_with_the_time_to_wait():
+    async with serving(max_running=1, max_waiting=0) as daemon:
+        name = (await daemon.load()).name
+        running = daemon.generate(name, "hang")
+        await running.read()
+        error = await fails_with(daemon.generate(name), QueueFullError, "RESOURCE_EXHAUSTED")
+        assert error.retry_after
+        running.cancel()
+
+
+async def test_a_forced_unload_tells_who_was_running(daemon):
+    name = (await daemon.load()).name
+    running = aiter(daemon.generate(name, "hang"))
+    await anext(running)
+    await daemon.pipelines.UnloadPipeline(pipeline_service_pb2.UnloadPipelineRequest(name=name, force=True))
+    await fails_with(running, PipelineUnloadedError, "ABORTED")
+
+
+async def test_a_message_over_the_limit_is_refused_with_the_limit(daemon):
+    name = (await daemon.load()).name
+    for size in (MAX_MESSAGE_BYTES, 3 * MAX_MESSAGE_BYTES):
+        image = {"media_type": "image/png", "data": b"x" * size}
+        error = await fails_with(daemon.generate(name, image=image), MessageTooLargeError, "RESOURCE_EXHAUSTED")
+    assert daemon.executor.sent(Generate) == []
+    image = {"media_type": "image/png", "data": b"x" * MAX_MESSAGE_BYTES}
+    error, _ = await failure(daemon.generate(name, image=image))
+    assert f"{MAX_MESSAGE_BYTES:,}" in error.message
+    assert "max_message_bytes" in error.hint
+
+
+async def test_draining_refuses_new_work(daemon):
+    name = (await daemon.load()).name
+    await daemon.pool.drain(0)
+    error = await fails_with(daemon.generate(name), ShuttingDownError, "UNAVAILABLE")
+    assert error.hint
+
+
+async def test_a_bug_is_logged_under_its_request_id_and_not_told(daemon, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(daemon.pool, "list_pipelines", broken)
+    with caplog.at_level(logging.INFO):
+        error = await fails_with(
+            daemon.pipelines.ListPipelines(pipeline_service_pb2.ListPipelinesRequest()), InternalError, "INTERNAL"
+        )
+    assert "secret" not in str(error)
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert error.metadata["request_id"] in record.getMessage()
+    assert "a secret" in caplog.text
+
+
+async def test_a_long_and_foreign_error_text_still_fits_into_the_headers(daemon):
+    name = "ä" * 500
+    await fails_with(daemon.generate(name), InvalidFieldError, "INVALID_ARGUMENT", field="pipeline")
+    request = pipeline_service_pb2.LoadPipelineRequest(
+        spec=pipeline_service_pb2.PipelineSpec(repo_id="a", overrides={"雪" * 3000: pipeline_service_pb2.Override()})
+    )
+    await failure(daemon.pipelines.LoadPipeline(request))
+    assert await daemon.outcome("LoadPipeline") == "invalid_field"
