@@ -107,16 +107,16 @@ class PipelineOutput:
 
 
 def assemble(outputs: Sequence[pb.Output], summary: pb.Summary, *, is_pil: bool) -> PipelineOutput:
-    """Puts what arrived in pieces together. Media come first, as in diffusers' classes, then the rest by name."""
-    fields: dict[str, Any] = {}
+    """Puts what arrived in pieces together."""
+    fields: dict[str, Any] = dict.fromkeys(summary.field_names)
     for output in sorted(outputs, key=lambda output: output.index):
         value, is_whole = _decode(output, is_pil=is_pil)
         if is_whole:
             fields[output.field] = value
         else:
-            fields.setdefault(output.field, []).append(value)
-    for name in sorted(summary.fields):
-        fields.setdefault(name, media.unpack(from_proto(summary.fields[name])))
+            fields[output.field] = [*(fields.get(output.field) or ()), value]
+    for name, field in summary.fields.items():
+        fields[name] = media.unpack(from_proto(field))
     timings = Timings(
         queue_seconds=from_duration(summary.queue_duration),
         run_seconds=from_duration(summary.run_duration),

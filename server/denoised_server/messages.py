@@ -207,7 +207,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A generation ended; times in seconds. `generators` are the advanced states, where states were sent."""
+    """A generation ended; times in seconds.
+
+    `generators` are the advanced states, where states were sent; `fields` what the pipeline returned beside media, and
+    `field_names` all that it returned, in order.
+    """
 
     run_seconds: float
     device_seconds: float
@@ -217,6 +221,7 @@ class Finished:
     max_joined: int
     generators: tuple[tuple[str, bytes], ...] = ()
     fields: Mapping[str, Plain] = field(default_factory=dict)
+    field_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -403,6 +403,7 @@ class Summary(google.protobuf.message.Message):
     SEEDS_FIELD_NUMBER: builtins.int
     GENERATORS_FIELD_NUMBER: builtins.int
     FIELDS_FIELD_NUMBER: builtins.int
+    FIELD_NAMES_FIELD_NUMBER: builtins.int
     call_count: builtins.int
     """Component calls it made."""
     joined_call_count: builtins.int
@@ -435,7 +436,11 @@ class Summary(google.protobuf.message.Message):
 
     @property
     def fields(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
-        """The other fields of diffusers' output class, such as `nsfw_content_detected`."""
+        """The fields of diffusers' output class that are no media, such as `nsfw_content_detected`."""
+
+    @property
+    def field_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of all its fields, media included, in diffusers' order: what `return_dict=False` makes a tuple of."""
 
     def __init__(
         self,
@@ -450,8 +455,9 @@ class Summary(google.protobuf.message.Message):
         seeds: collections.abc.Iterable[builtins.int] | None = ...,
         generators: collections.abc.Iterable[global___Generator] | None = ...,
         fields: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+        field_names: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["device_duration", b"device_duration", "encode_duration", b"encode_duration", "queue_duration", b"queue_duration", "run_duration", b"run_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "max_joined_requests", b"max_joined_requests", "queue_duration", b"queue_duration", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "max_joined_requests", b"max_joined_requests", "queue_duration", b"queue_duration", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
 
 global___Summary = Summary

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from denoised import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image, Client
 from PIL import Image, ImageDraw
@@ -88,12 +89,12 @@ def contact_sheet(rows: list[list[Image.Image]]) -> Image.Image:
 
 def run(target: str, metrics: str, out: Path) -> None:
     client = Client(target, progress_bar=False)
-    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+    options: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "seed": 0}
 
     show("text-to-image: sixteen requests at once, joined step by step")
     text_to_image = AutoPipelineForText2Image.from_pretrained("demo", client=client)
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
-        results = list(threads.map(lambda prompt: text_to_image(prompt, seed=0, **options), PROMPTS))
+        results = list(threads.map(lambda prompt: text_to_image(prompt, **options), PROMPTS))
     pictures = {prompt: result.images[0] for prompt, result in zip(PROMPTS, results, strict=True)}
     shared = sum(result.timings.joined_calls for result in results) / sum(result.timings.calls for result in results)
     print(f"{len(pictures)} pictures; {shared:.0%} of the component calls shared a batch")
@@ -103,12 +104,12 @@ def run(target: str, metrics: str, out: Path) -> None:
     inpainting = AutoPipelineForInpainting.from_pipe(text_to_image)
     changed, painted = [], []
     for start, prompt in IMAGE_TO_IMAGE:
-        result = image_to_image(prompt, image=pictures[start], strength=0.75, seed=0, **options)
+        result = image_to_image(prompt, image=pictures[start], strength=0.75, **options)
         changed += [pictures[start], result.images[0]]
         pictures[f"{start} to {prompt}"] = result.images[0]
     for start, prompt in INPAINTING:
         mask = half_mask(pictures[start].size)
-        result = inpainting(prompt, image=pictures[start], mask_image=mask, strength=1.0, seed=0, **options)
+        result = inpainting(prompt, image=pictures[start], mask_image=mask, strength=1.0, **options)
         painted += [pictures[start], mask.convert("RGB"), result.images[0]]
         pictures[f"{start} with {prompt}"] = result.images[0]
 

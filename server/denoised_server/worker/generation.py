@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import logging
 import math
@@ -25,6 +26,7 @@ from denoised_server.messages import Finished, Generate, Output, Progress
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from .engine import Request
 from .observations import Observations
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,7 @@ class Generation:
         self._generators: list[torch.Generator] = []
         self._arguments: dict[str, Any] = {}
         self._began = 0.0
-        self.run_seconds = 0.0
+        self._run_seconds = 0.0
 
     def prepare(self) -> None:
         """Decodes the arguments. Raises InvalidMediaError and InvalidFieldError."""
@@ -133,13 +135,14 @@ class Generation:
         try:
             return _view(self._pipeline, self._steps, {})(**self._arguments)
         finally:
-            self.run_seconds = time.perf_counter() - self._began
+            self._run_seconds = time.perf_counter() - self._began
 
-    def outputs(self, result: Any) -> tuple[Mapping[str, Plain], float]:
-        """Encodes and emits each output; returns the result's other fields, and the seconds it took."""
+    def encode(self, result: Any, request: Request) -> Finished:
+        """Encodes and emits each output; returns what else there is to say."""
         began = time.perf_counter()
         fields: dict[str, Plain] = {}
-        for name, value in _fields(result).items():
+        returned = _fields(result)
+        for name, value in returned.items():
             images = isinstance(value, list | tuple) and value and all(isinstance(i, Image.Image) for i in value)
             if images:
                 for index, image in enumerate(value):
@@ -153,9 +156,19 @@ class Generation:
                     fields[name] = packed
             else:
                 fields[name] = media.pack(value)
-        return fields, time.perf_counter() - began
+        return Finished(
+            run_seconds=self._run_seconds,
+            device_seconds=request.device_seconds,
+            encode_seconds=time.perf_counter() - began,
+            calls=request.calls,
+            joined_calls=request.joined_calls,
+            max_joined=request.max_joined,
+            generators=self._advanced(),
+            fields=fields,
+            field_names=tuple(returned),
+        )
 
-    def generators(self) -> tuple[tuple[str, bytes], ...]:
+    def _advanced(self) -> tuple[tuple[str, bytes], ...]:
         """Advanced states of the generators that the caller sent."""
         if not self._command.generators:
             return ()
@@ -209,19 +222,6 @@ def failure(error: BaseException) -> DenoisedError:
     return InternalError(f"The pipeline failed with {type(error).__name__}.", hint="The daemon's log has the rest.")
 
 
-def finished(generation: Generation, request: Any, fields: Mapping[str, Plain], encode_seconds: float) -> Finished:
-    return Finished(
-        run_seconds=generation.run_seconds,
-        device_seconds=request.device_seconds,
-        encode_seconds=encode_seconds,
-        calls=request.calls,
-        joined_calls=request.joined_calls,
-        max_joined=request.max_joined,
-        generators=generation.generators(),
-        fields=fields,
-    )
-
-
 def _view(pipeline: DiffusionPipeline, steps: Steps, schedulers: dict[int, Any]) -> DiffusionPipeline:
     """The same components under a pipeline object and noise schedulers of the request's own, in sub-pipelines too."""
     view = copy.copy(pipeline)
@@ -240,6 +240,9 @@ def _view(pipeline: DiffusionPipeline, steps: Steps, schedulers: dict[int, Any])
 
 
 def _fields(result: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(result):
+        # Not as a mapping: diffusers leaves fields that are None out of it.
+        return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     if isinstance(result, Mapping):
         return dict(result)
     parts = result if isinstance(result, tuple | list) else (result,)

@@ -39,7 +39,7 @@ from . import host_memory, overlay, signature
 from .components import ComponentStore
 from .construction import Construction
 from .engine import Cancelled, Engine, Request
-from .generation import STEP_SECONDS_BOUNDS, Generation, failure, finished
+from .generation import STEP_SECONDS_BOUNDS, Generation, failure
 from .ledger import Ledger
 from .loading import Live, Loader
 from .observations import Observations
@@ -210,8 +210,7 @@ class Worker:
         def encode() -> None:
             if error is not None:
                 raise error if isinstance(error, Cancelled) else failure(error)
-            fields, seconds = generation.outputs(result)
-            emit(finished(generation, request, fields, seconds))
+            emit(generation.encode(result, request))
 
         self._media.submit(self._answer, number, emit, encode)
 
