@@ -48,9 +48,9 @@ bench: $(READY) ## run the benchmarks; they print ratios
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(GENERATOR) out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
 	touch $@
 
 $(GENERATOR_READY): Makefile

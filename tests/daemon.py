@@ -28,9 +28,9 @@ def _read(stream: TextIO, take: Callable[[str], object]) -> None:
 
 
 class Daemon:
-    """Started by making one; use it with `with`."""
+    """Started by making one; use it with `with`. `variables` are added to its environment."""
 
-    def __init__(self, state_dir: Path, *options: str, allow: Iterable[Path] = (), threads: int = 1) -> None:
+    def __init__(self, state_dir: Path, *options: str, allow: Iterable[Path] = (), threads: int = 1, **variables: str) -> None:
         command = [sys.executable, "-m", "denoised", "serve", "--state-dir", str(state_dir), "--device", "cpu"]
         command += ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0", "--threads", str(threads)]
         for folder in allow:
@@ -41,7 +41,7 @@ class Daemon:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment | {"HF_HUB_OFFLINE": "1"},
+            env=environment | {"HF_HUB_OFFLINE": "1"} | variables,
         )
         self.log: list[str] = []
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -108,12 +108,16 @@ async def soon(predicate):
 
 async def failure(call):
     """The error of ours that a call fails with, and its status code."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+
+    async def finish():
         if hasattr(call, "__aiter__"):
             async for _ in call:
                 pass
         else:
             await call
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await finish()
     error = caught.value
     trailing = tuple(error.trailing_metadata() or ())
     return from_call(error.code(), error.details(), trailing, target="test"), error.code()
@@ -124,6 +128,7 @@ async def fails_with(call, kind, code, **metadata):
     assert type(error) is kind
     assert found is getattr(grpc.StatusCode, code)
     assert error.message
+    assert error.hint or kind in (InternalError, WorkerLostError, DeadlineExceededError)
     assert metadata.items() <= error.metadata.items()
     return error
 
@@ -134,7 +139,7 @@ async def test_the_main_job(daemon):
     assert loaded.state == pipeline_service_pb2.Pipeline.STATE_ACTIVE
     assert loaded.spec.dtype == artifact_pb2.DATA_TYPE_FLOAT32
     assert (loaded.exclusive_bytes, loaded.shared_bytes) == (WEIGHT_BYTES, 0)
-    assert [parameter.name for parameter in loaded.parameters][0] == "prompt"
+    assert next(parameter.name for parameter in loaded.parameters) == "prompt"
     assert loaded.expire_time.seconds - loaded.last_use_time.seconds == 60
     derivation = pipeline_service_pb2.Derivation(task=pipeline_service_pb2.TASK_INPAINTING)
     request = pipeline_service_pb2.DerivePipelineRequest(source=loaded.name, derivation=derivation)

@@ -226,7 +226,7 @@ class Loader:
     def _to_device(self, module: nn.Module) -> None:
         if self._device.type == "cpu":
             # safetensors maps the file: weights would change with it, or take the process down when it is truncated.
-            module._apply(torch.clone)  # type: ignore[no-untyped-call]
+            module._apply(torch.clone)
         else:
             module.to(self._device)
 

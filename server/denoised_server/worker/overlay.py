@@ -166,7 +166,7 @@ def install() -> None:
     def noting_apply(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if (overlay := current()) is not None:
             overlay.note_tensors(self)
-        return apply(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return apply(self, *args, **kwargs)
 
     nn.Module.__setattr__ = noting_set_attribute  # type: ignore[method-assign]
     nn.Module._apply = noting_apply  # type: ignore[method-assign]

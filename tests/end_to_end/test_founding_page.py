@@ -1,0 +1,100 @@
+"""The examples of diffusers' AutoPipeline page (v0.26), with one changed import line.
+
+Each example makes the page's own calls. Its checkpoint names are in the daemon's Hub cache, holding small checkpoints.
+"""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from denoised import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+from PIL import Image
+
+from tests.daemon import Daemon
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO_ID = "runwayml/stable-diffusion-v1-5"
+PROMPT = "Astronaut in a jungle, cold color palette, muted colors, detailed, 8k"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def daemon(tmp_path_factory, sd_checkpoint):
+    cache = tmp_path_factory.mktemp("hub")
+    repository = cache / f"models--{REPO_ID.replace('/', '--')}"
+    shutil.copytree(sd_checkpoint, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    with Daemon(tmp_path_factory.mktemp("state"), HF_HUB_CACHE=str(cache)) as running:
+        os.environ["DENOISED_TARGET"] = running.target
+        yield running
+        del os.environ["DENOISED_TARGET"]
+
+
+@pytest.fixture
+def image():
+    return Image.fromarray((np.indices((64, 64)).sum(0) * 2).astype("uint8")).convert("RGB")
+
+
+@pytest.fixture
+def mask_image():
+    return Image.new("L", (64, 64), 255)
+
+
+def test_the_first_example():
+    with pytest.warns(UserWarning, match="stays as it is"):
+        pipeline = AutoPipelineForText2Image.from_pretrained(
+            "runwayml/stable-diffusion-v1-5", torch_dtype=torch.float16, use_safetensors=True
+        ).to("cuda")
+    made = pipeline(PROMPT, num_inference_steps=25).images[0]
+    assert made.size == (64, 64)
+    assert pipeline.dtype == torch.float16
+    assert pipeline.info.spec.revision == COMMIT
+
+
+def test_text_to_image_from_pretrained():
+    pipeline = AutoPipelineForText2Image.from_pretrained("runwayml/stable-diffusion-v1-5")
+    assert isinstance(pipeline(PROMPT).images[0], Image.Image)
+
+
+def test_text_to_image_from_pipe():
+    pipe_i2i = AutoPipelineForImage2Image.from_pretrained(
+        "runwayml/stable-diffusion-v1-5", requires_safety_checker=False
+    )
+    pipe_t2i = AutoPipelineForText2Image.from_pipe(pipe_i2i)
+    assert isinstance(pipe_t2i(PROMPT).images[0], Image.Image)
+
+
+def test_image_to_image_from_pretrained(image):
+    pipeline = AutoPipelineForImage2Image.from_pretrained("runwayml/stable-diffusion-v1-5")
+    assert isinstance(pipeline(PROMPT, image).images[0], Image.Image)
+
+
+def test_image_to_image_from_pipe(image):
+    pipe_t2i = AutoPipelineForText2Image.from_pretrained(
+        "runwayml/stable-diffusion-v1-5", requires_safety_checker=False
+    )
+    pipe_i2i = AutoPipelineForImage2Image.from_pipe(pipe_t2i)
+    assert isinstance(pipe_i2i(PROMPT, image).images[0], Image.Image)
+
+
+def test_inpainting_from_pretrained(image, mask_image):
+    pipeline = AutoPipelineForInpainting.from_pretrained("runwayml/stable-diffusion-v1-5")
+    assert isinstance(pipeline(PROMPT, image=image, mask_image=mask_image).images[0], Image.Image)
+
+
+def test_inpainting_from_pipe(image, mask_image):
+    pipe_t2i = AutoPipelineForText2Image.from_pretrained(
+        "runwayml/stable-diffusion-v1-5", requires_safety_checker=False
+    )
+    pipe_inpaint = AutoPipelineForInpainting.from_pipe(pipe_t2i)
+    made = pipe_inpaint(PROMPT, image=image, mask_image=mask_image)
+    assert isinstance(made.images[0], Image.Image)
+    assert made.nsfw_content_detected is None
+
+
+@pytest.mark.parametrize("auto", [AutoPipelineForText2Image, AutoPipelineForImage2Image, AutoPipelineForInpainting])
+def test_an_auto_class_cannot_be_instantiated(auto):
+    with pytest.raises(EnvironmentError, match="from_pretrained"):
+        auto()
