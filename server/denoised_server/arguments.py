@@ -78,7 +78,7 @@ def _check_kind(parameter: Parameter, value: Plain) -> None:
     if kind == "none" and parameter.has_default and parameter.default is None:
         return
     wanted = parameter.annotation or " or ".join(sorted(allowed))
-    raise InvalidFieldError.of(parameter.name, f"it takes {wanted}, not a value of kind {kind}.")
+    raise InvalidFieldError.of(parameter.name, f"a value of kind {kind} does not fit.", hint=f"It takes {wanted}.")
 
 
 def _kind(value: Plain) -> str:
@@ -97,7 +97,7 @@ def _kind(value: Plain) -> str:
 def _check_text(name: str, value: Plain) -> None:
     match value:
         case str() if len(value) > MAX_TEXT:
-            raise InvalidFieldError.of(name, f"it has {len(value):,} characters, more than {MAX_TEXT:,}.")
+            raise InvalidFieldError.of(name, f"it has {len(value):,} characters.", hint=f"Send at most {MAX_TEXT:,}.")
         case list() | tuple():
             for item in value:
                 _check_text(name, item)
@@ -109,19 +109,19 @@ def _check_text(name: str, value: Plain) -> None:
 def _between(low: float, high: float) -> Callable[[str, float], None]:
     def check(name: str, value: float) -> None:
         if not low <= value <= high:
-            raise InvalidFieldError.of(name, f"{value:,} is not between {low:,} and {high:,}.")
+            raise InvalidFieldError.of(name, f"{value:,} is out of range.", hint=f"Send {low:,} to {high:,}.")
 
     return check
 
 
 def _positive(name: str, value: float) -> None:
     if not value >= 1:
-        raise InvalidFieldError.of(name, f"{value:,} is less than 1.")
+        raise InvalidFieldError.of(name, f"{value:,} is too small.", hint="Send at least 1.")
 
 
 def _finite(name: str, value: float) -> None:
     if not math.isfinite(value):
-        raise InvalidFieldError.of(name, f"{value} is not a finite number.")
+        raise InvalidFieldError.of(name, f"{value} is not a finite number.", hint="Send an ordinary number.")
 
 
 BOUNDS: Mapping[str, Callable[[str, float], None]] = {
@@ -158,7 +158,7 @@ def _check_randomness(command: Generate, known: Mapping[str, Parameter]) -> None
             hint="Send one for the whole call, or one for each image.",
         )
     if any(device not in ("cpu", "cuda") for device, _ in command.generators):
-        raise InvalidFieldError.of("sampling.generators", 'a device is neither "cpu" nor "cuda".')
+        raise InvalidFieldError.of("sampling.generators", "a device is not known.", hint='Send "cpu" or "cuda".')
 
 
 def _image_count(arguments: Mapping[str, Plain], known: Mapping[str, Parameter]) -> int:
@@ -180,10 +180,16 @@ def _image_count(arguments: Mapping[str, Plain], known: Mapping[str, Parameter])
 
 def _check_output(command: Generate) -> None:
     if command.output_type not in OUTPUT_TYPES:
-        raise InvalidFieldError.of("output.output_type", f"it is none of {', '.join(OUTPUT_TYPES)}.")
+        raise InvalidFieldError.of(
+            "output.output_type", "it is not known.", hint=f"Send one of {', '.join(OUTPUT_TYPES)}."
+        )
     if command.media_type not in MEDIA_TYPES:
-        raise InvalidFieldError.of("output.media_type", f"it is none of {', '.join(MEDIA_TYPES)}.")
+        raise InvalidFieldError.of(
+            "output.media_type", "it is not known.", hint=f"Send one of {', '.join(MEDIA_TYPES)}."
+        )
     if not 1 <= command.quality <= 100:
-        raise InvalidFieldError.of("output.quality", f"{command.quality} is not between 1 and 100.")
+        raise InvalidFieldError.of("output.quality", f"{command.quality} is out of range.", hint="Send 1 to 100.")
     if abs(command.priority) > MAX_PRIORITY:
-        raise InvalidFieldError.of("priority", f"{command.priority} is not between -{MAX_PRIORITY} and {MAX_PRIORITY}.")
+        raise InvalidFieldError.of(
+            "priority", f"{command.priority} is out of range.", hint=f"Send -{MAX_PRIORITY} to {MAX_PRIORITY}."
+        )

@@ -164,7 +164,7 @@ class Builds:
         except Exception as error:
             if not isinstance(error, DenoisedError):
                 logger.exception("a build failed in a way it should not")
-                error = InternalError("The daemon failed in a way it should not.")
+                error = InternalError("The daemon failed in a way it should not.", hint="Its log has the rest.")
             outcome = error.reason.lower()
             for handle in tuple(build.waiting):
                 build.end(handle, error)

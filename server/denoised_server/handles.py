@@ -101,7 +101,9 @@ class HandleTable:
                 hint="Take 1 to 63 lower-case letters, digits and hyphens, starting with a letter.",
             )
         if len(request_id) > MAX_REQUEST_ID:
-            raise InvalidFieldError.of("request_id", f"it is longer than {MAX_REQUEST_ID} characters.")
+            raise InvalidFieldError.of(
+                "request_id", f"it is longer than {MAX_REQUEST_ID} characters.", hint="Send a UUID."
+            )
         if (known := self._remembered(request_id, now)) is not None:
             if not _means(known, recipe):
                 raise InvalidFieldError.of(
@@ -204,7 +206,7 @@ class HandleTable:
 
     def _check_ttl(self, ttl: float) -> float:
         if ttl < 1:
-            raise InvalidFieldError.of("ttl", f"{ttl:g} s is shorter than one second.")
+            raise InvalidFieldError.of("ttl", f"{ttl:g} s is too short.", hint="Send at least one second.")
         return min(ttl, self._max_ttl)
 
 

@@ -19,6 +19,8 @@ from .observer import Observer
 logger = logging.getLogger(__name__)
 
 OURS = "/denoised."
+# Dashboards call these every second.
+LOOKING = ("Get", "List", "Watch")
 # gRPC carries a status in headers, of which peers take 8 KiB. It holds our text up to three times.
 MAX_TEXT_BYTES = 800
 
@@ -89,7 +91,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         finally:
             seconds = time.monotonic() - began
             self._observer.request_ended(name, outcome, seconds)
-            logger.info("request %s: %s %s after %.3f s", request_id, name, outcome, seconds)
+            level = logging.DEBUG if name.startswith(LOOKING) else logging.INFO
+            logger.log(level, "request %s: %s %s after %.3f s", request_id, name, outcome, seconds)
 
     def _check_size(self, request: Any) -> None:
         if (size := request.ByteSize()) > self._max_message_bytes:

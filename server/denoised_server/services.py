@@ -21,7 +21,7 @@ from denoised.v1.pipeline_service_pb2_grpc import PipelineServiceServicer, add_P
 from denoised.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 from denoised.version import __version__
 
-from . import wire
+from . import requests, responses
 from .pool import Pool
 
 _DESCRIPTORS = tuple(
@@ -45,39 +45,39 @@ class PipelineService(PipelineServiceServicer):
     async def LoadPipeline(
         self, request: pipeline_pb.LoadPipelineRequest, context: Any
     ) -> AsyncIterator[pipeline_pb.LoadPipelineResponse]:
-        async with aclosing(self._pool.load(wire.spec(request), wire.lease(request))) as events:
+        async with aclosing(self._pool.load(requests.spec(request), requests.lease(request))) as events:
             async for event in events:
-                yield wire.load_response(event)
+                yield responses.load_response(event)
 
     async def DerivePipeline(
         self, request: pipeline_pb.DerivePipelineRequest, context: Any
     ) -> pipeline_pb.DerivePipelineResponse:
-        view = await self._pool.derive(request.source, wire.derivation(request), wire.lease(request))
-        return pipeline_pb.DerivePipelineResponse(pipeline=wire.pipeline(view))
+        view = await self._pool.derive(request.source, requests.derivation(request), requests.lease(request))
+        return pipeline_pb.DerivePipelineResponse(pipeline=responses.pipeline(view))
 
     async def GetPipeline(
         self, request: pipeline_pb.GetPipelineRequest, context: Any
     ) -> pipeline_pb.GetPipelineResponse:
-        return pipeline_pb.GetPipelineResponse(pipeline=wire.pipeline(self._pool.get(request.name)))
+        return pipeline_pb.GetPipelineResponse(pipeline=responses.pipeline(self._pool.get(request.name)))
 
     async def ListPipelines(
         self, request: pipeline_pb.ListPipelinesRequest, context: Any
     ) -> pipeline_pb.ListPipelinesResponse:
         views, token = self._pool.list_pipelines(page_size=request.page_size, page_token=request.page_token)
-        return pipeline_pb.ListPipelinesResponse(pipelines=map(wire.pipeline, views), next_page_token=token)
+        return pipeline_pb.ListPipelinesResponse(pipelines=map(responses.pipeline, views), next_page_token=token)
 
     async def WatchPipelines(
         self, request: pipeline_pb.WatchPipelinesRequest, context: Any
     ) -> AsyncIterator[pipeline_pb.WatchPipelinesResponse]:
         async with aclosing(self._pool.watch()) as changes:
             async for change in changes:
-                yield wire.watch_response(change)
+                yield responses.watch_response(change)
 
     async def RenewPipeline(
         self, request: pipeline_pb.RenewPipelineRequest, context: Any
     ) -> pipeline_pb.RenewPipelineResponse:
         return pipeline_pb.RenewPipelineResponse(
-            pipeline=wire.pipeline(self._pool.renew(request.name, wire.ttl(request)))
+            pipeline=responses.pipeline(self._pool.renew(request.name, requests.ttl(request)))
         )
 
     async def UnloadPipeline(
@@ -97,9 +97,9 @@ class GenerationService(GenerationServiceServicer):
     async def Generate(
         self, request: generation_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[generation_pb.GenerateResponse]:
-        async with aclosing(self._pool.generate(wire.generate(request))) as events:
+        async with aclosing(self._pool.generate(requests.generate(request))) as events:
             async for event in events:
-                yield wire.generate_response(event)
+                yield responses.generate_response(event)
 
 
 class WorkerService(WorkerServiceServicer):
@@ -114,7 +114,7 @@ class WorkerService(WorkerServiceServicer):
 
     async def ListWorkers(self, request: worker_pb.ListWorkersRequest, context: Any) -> worker_pb.ListWorkersResponse:
         views, token = self._pool.list_workers(page_size=request.page_size, page_token=request.page_token)
-        return worker_pb.ListWorkersResponse(workers=map(wire.worker, views), next_page_token=token)
+        return worker_pb.ListWorkersResponse(workers=map(responses.worker, views), next_page_token=token)
 
     async def GetServerInfo(
         self, request: worker_pb.GetServerInfoRequest, context: Any
@@ -123,7 +123,7 @@ class WorkerService(WorkerServiceServicer):
         return worker_pb.GetServerInfoResponse(
             version=__version__,
             library_versions=first.ready.library_versions,
-            start_time=wire.timestamp(self._start_time),
+            start_time=responses.timestamp(self._start_time),
             embedded_models=first.ready.embedded_models,
             max_message_bytes=self._max_message_bytes,
             max_pixels=self._max_pixels,

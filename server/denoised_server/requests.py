@@ -1,0 +1,156 @@
+"""Requests as plain values. What a proto can say and we cannot take is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from denoised.errors import InvalidFieldError
+from denoised.units import from_duration
+from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_pb2
+from denoised.values import DTYPES, Artifact, Plain, artifact_from_proto, from_proto
+
+from .arguments import merge
+from .messages import ComponentSource, Derivation, Generate, Override, Spec
+from .pool import Lease
+
+MAX_REPO_ID = 1024
+TASKS: Mapping[int, str] = {
+    pipeline_service_pb2.TASK_UNSPECIFIED: "",
+    pipeline_service_pb2.TASK_TEXT_TO_IMAGE: "text-to-image",
+    pipeline_service_pb2.TASK_IMAGE_TO_IMAGE: "image-to-image",
+    pipeline_service_pb2.TASK_INPAINTING: "inpainting",
+}
+WEIGHT_DTYPES: Mapping[int, str] = {DTYPES[name]: name for name in ("float32", "float16", "bfloat16", "float64")}
+
+
+def lease(
+    request: pipeline_service_pb2.LoadPipelineRequest | pipeline_service_pb2.DerivePipelineRequest,
+) -> Lease:
+    return Lease(ttl(request), request.pipeline_id, request.request_id)
+
+
+def ttl(
+    request: pipeline_service_pb2.LoadPipelineRequest
+    | pipeline_service_pb2.DerivePipelineRequest
+    | pipeline_service_pb2.RenewPipelineRequest,
+) -> float | None:
+    return from_duration(request.ttl) if request.HasField("ttl") else None
+
+
+def spec(request: pipeline_service_pb2.LoadPipelineRequest) -> Spec:
+    message = request.spec
+    _check_repo_id(message.repo_id, "spec.repo_id")
+    return Spec(
+        repo_id=message.repo_id,
+        revision=message.revision,
+        variant=message.variant,
+        task=_task(message.task, "spec.task"),
+        dtype=_dtype(message.dtype),
+        use_safetensors=message.use_safetensors if message.HasField("use_safetensors") else None,
+        overrides=_overrides(message.overrides, "spec.overrides"),
+    )
+
+
+def derivation(request: pipeline_service_pb2.DerivePipelineRequest) -> Derivation:
+    message = request.derivation
+    task = _task(message.task, "derivation.task")
+    if not task:
+        raise InvalidFieldError.of("derivation.task", "it is not set.", hint="Say what to make of the pipeline.")
+    return Derivation(task, _overrides(message.overrides, "derivation.overrides"))
+
+
+def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
+    typed: dict[str, Plain] = {}
+    if request.HasField("prompt"):
+        typed["prompt"] = request.prompt
+    if request.HasField("negative_prompt"):
+        typed["negative_prompt"] = request.negative_prompt
+    if request.HasField("image"):
+        typed["image"] = _artifact(request.image, "image")
+    if request.HasField("mask_image"):
+        typed["mask_image"] = _artifact(request.mask_image, "mask_image")
+    sampling = request.sampling
+    for field, value in sampling.ListFields():
+        if field.name not in ("seeds", "generators"):
+            typed[field.name] = value
+    others = {name: _value(value, name) for name, value in request.arguments.items()}
+    output = request.output
+    return Generate(
+        pipeline=request.pipeline,
+        arguments=merge(typed, others),
+        seeds=tuple(sampling.seeds),
+        generators=tuple((generator.device, generator.state) for generator in sampling.generators),
+        output_type=output.output_type or "pil",
+        media_type=output.media_type or "image/png",
+        quality=output.quality if output.HasField("quality") else 90,
+        forbid_batching=_forbids(request.batching),
+        priority=request.priority,
+    )
+
+
+def _forbids(batching: int) -> bool:
+    if batching not in generation_service_pb2.Batching.values():
+        raise InvalidFieldError.of("batching", f"{batching} is not known.", hint="Send a value of the enum Batching.")
+    return batching == generation_service_pb2.BATCHING_FORBID
+
+
+def _check_repo_id(repo_id: str, field: str) -> None:
+    if not repo_id:
+        raise InvalidFieldError.of(field, "it is empty.", hint="Name a repository, a directory or an embedded model.")
+    if len(repo_id) > MAX_REPO_ID:
+        raise InvalidFieldError.of(field, f"it is longer than {MAX_REPO_ID:,} characters.", hint="Send a shorter one.")
+
+
+def _task(task: int, field: str) -> str:
+    if task not in TASKS:
+        raise InvalidFieldError.of(
+            field, f"{task} is not a task that this daemon knows.", hint="Send a value of the enum Task."
+        )
+    return TASKS[task]
+
+
+def _dtype(dtype: int) -> str:
+    if dtype == artifact_pb2.DATA_TYPE_UNSPECIFIED:
+        return "float32"
+    if dtype not in WEIGHT_DTYPES:
+        names = ", ".join(WEIGHT_DTYPES.values())
+        raise InvalidFieldError.of("spec.dtype", "weights cannot be held in this type.", hint=f"Take {names}.")
+    return WEIGHT_DTYPES[dtype]
+
+
+def _overrides(overrides: Mapping[str, pipeline_service_pb2.Override], field: str) -> dict[str, Override]:
+    return {role: _override(override, f"{field}[{role}]") for role, override in overrides.items()}
+
+
+def _override(override: pipeline_service_pb2.Override, field: str) -> Override:
+    match override.WhichOneof("kind"):
+        case "value":
+            return _value(override.value, field)
+        case "component":
+            source = override.component
+            _check_repo_id(source.repo_id, f"{field}.repo_id")
+            return ComponentSource(source.repo_id, source.subfolder, source.revision, source.variant)
+    raise InvalidFieldError.of(field, "it is empty.", hint="Set a value or a component.")
+
+
+def _artifact(message: artifact_pb2.Artifact, field: str) -> Artifact:
+    if message.WhichOneof("content") is None:
+        raise InvalidFieldError.of(field, "its content is not set.", hint="Set `data`.")
+    if not message.media_type:
+        raise InvalidFieldError.of(field, "its media_type is not set.", hint='For example "image/png".')
+    return artifact_from_proto(message)
+
+
+def _value(message: artifact_pb2.Value, field: str) -> Plain:
+    match message.WhichOneof("kind"):
+        case None:
+            raise InvalidFieldError.of(
+                field, "its value is not set.", hint="Leave it out, or send null_value for None."
+            )
+        case "artifact_value":
+            return _artifact(message.artifact_value, field)
+        case "list_value":
+            return [_value(item, field) for item in message.list_value.values]
+        case "map_value":
+            return {key: _value(item, f"{field}[{key}]") for key, item in message.map_value.entries.items()}
+    return from_proto(message)

@@ -1,0 +1,227 @@
+"""Plain values as responses."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_pb2, worker_service_pb2
+from denoised.values import DTYPES, artifact_to_proto, to_proto
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from .generations import GenerationEvent, Queued, Summary
+from .handles import State
+from .messages import (
+    Component,
+    ComponentSource,
+    Derivation,
+    LoadProgress,
+    Output,
+    Override,
+    Parameter,
+    Progress,
+    Snapshot,
+    Spec,
+)
+from .requests import TASKS
+from .supervision import WorkerState
+from .views import ComponentView, PipelineView, WorkerView
+from .watchers import Change, ChangeKind
+
+TASK_NUMBERS = {name: pipeline_service_pb2.Task.ValueType(number) for number, name in TASKS.items()}
+RESIDENCIES = {
+    "device": pipeline_service_pb2.RESIDENCY_DEVICE,
+    "host": pipeline_service_pb2.RESIDENCY_HOST,
+    "disk": pipeline_service_pb2.RESIDENCY_DISK,
+}
+STATES = {
+    State.LOADING: pipeline_service_pb2.Pipeline.STATE_LOADING,
+    State.ACTIVE: pipeline_service_pb2.Pipeline.STATE_ACTIVE,
+    State.UNLOADING: pipeline_service_pb2.Pipeline.STATE_UNLOADING,
+}
+CHANGES = {
+    ChangeKind.ADDED: pipeline_service_pb2.WatchPipelinesResponse.CHANGE_ADDED,
+    ChangeKind.MODIFIED: pipeline_service_pb2.WatchPipelinesResponse.CHANGE_MODIFIED,
+    ChangeKind.REMOVED: pipeline_service_pb2.WatchPipelinesResponse.CHANGE_REMOVED,
+    ChangeKind.SYNCED: pipeline_service_pb2.WatchPipelinesResponse.CHANGE_SYNCED,
+}
+WORKER_STATES = {
+    WorkerState.STARTING: worker_service_pb2.Worker.STATE_STARTING,
+    WorkerState.ACTIVE: worker_service_pb2.Worker.STATE_ACTIVE,
+    WorkerState.DRAINING: worker_service_pb2.Worker.STATE_DRAINING,
+    WorkerState.LOST: worker_service_pb2.Worker.STATE_LOST,
+}
+
+
+def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
+    loaded = view.loaded
+    return pipeline_service_pb2.Pipeline(
+        name=view.name,
+        spec=_spec(view.recipe.spec),
+        derivations=[_derivation(step) for step in view.recipe.derivations],
+        source=view.source,
+        state=STATES[view.state],
+        worker=view.worker,
+        task=TASK_NUMBERS.get(loaded.task if loaded else "", pipeline_service_pb2.TASK_UNSPECIFIED),
+        pipeline_class=loaded.pipeline_class if loaded else "",
+        components=[_component(part) for part in view.components],
+        parameters=[_parameter(parameter) for parameter in loaded.parameters] if loaded else (),
+        exclusive_bytes=view.exclusive_bytes,
+        shared_bytes=view.shared_bytes,
+        residency=RESIDENCIES[view.residency],
+        generation_count=view.generation_count,
+        create_time=timestamp(view.create_time),
+        last_use_time=timestamp(view.last_use_time),
+        expire_time=timestamp(view.expire_time),
+    )
+
+
+def load_response(event: LoadProgress | PipelineView) -> pipeline_service_pb2.LoadPipelineResponse:
+    if isinstance(event, PipelineView):
+        return pipeline_service_pb2.LoadPipelineResponse(pipeline=pipeline(event))
+    progress = pipeline_service_pb2.LoadProgress(
+        phase=event.phase, role=event.role, completed_bytes=event.completed_bytes, total_bytes=event.total_bytes
+    )
+    return pipeline_service_pb2.LoadPipelineResponse(progress=progress)
+
+
+def watch_response(change: Change) -> pipeline_service_pb2.WatchPipelinesResponse:
+    view = change.pipeline
+    return pipeline_service_pb2.WatchPipelinesResponse(
+        change=CHANGES[change.kind], pipeline=pipeline(view) if view else None
+    )
+
+
+def generate_response(event: GenerationEvent) -> generation_service_pb2.GenerateResponse:
+    pb = generation_service_pb2
+    match event:
+        case Queued():
+            return pb.GenerateResponse(queued=pb.Queued(position=event.position))
+        case Progress():
+            progress = pb.Progress(completed_steps=event.completed_steps, total_steps=event.total_steps)
+            return pb.GenerateResponse(progress=progress)
+        case Output():
+            output = pb.Output(
+                field=event.field, index=event.index, artifact=artifact_to_proto(event.artifact), seed=event.seed
+            )
+            return pb.GenerateResponse(output=output)
+        case Summary():
+            return pb.GenerateResponse(summary=_summary(event))
+
+
+def worker(view: WorkerView) -> worker_service_pb2.Worker:
+    alive = view.state in (WorkerState.ACTIVE, WorkerState.DRAINING)
+    return worker_service_pb2.Worker(
+        name=view.name,
+        state=WORKER_STATES[view.state],
+        host=view.ready.host,
+        pid=view.ready.pid if alive else 0,
+        device=view.ready.device,
+        device_name=view.ready.device_name,
+        memory=_memory(view.snapshot, view.shared_saved_bytes) if view.snapshot else None,
+        running_count=view.running_count,
+        waiting_count=view.waiting_count,
+        restart_count=view.restart_count,
+        pipeline_count=view.pipeline_count,
+        engine=_engine(view.snapshot) if view.snapshot else None,
+    )
+
+
+def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    message = timestamp_pb2.Timestamp()
+    message.FromDatetime(datetime.fromtimestamp(seconds, UTC))
+    return message
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message
+
+
+def _spec(spec: Spec) -> pipeline_service_pb2.PipelineSpec:
+    return pipeline_service_pb2.PipelineSpec(
+        repo_id=spec.repo_id,
+        revision=spec.revision,
+        variant=spec.variant,
+        task=TASK_NUMBERS[spec.task],
+        dtype=DTYPES[spec.dtype],
+        use_safetensors=spec.use_safetensors,
+        overrides={role: _override(value) for role, value in spec.overrides.items()},
+    )
+
+
+def _derivation(step: Derivation) -> pipeline_service_pb2.Derivation:
+    overrides = {role: _override(value) for role, value in step.overrides.items()}
+    return pipeline_service_pb2.Derivation(task=TASK_NUMBERS[step.task], overrides=overrides)
+
+
+def _override(override: Override) -> pipeline_service_pb2.Override:
+    if isinstance(override, ComponentSource):
+        source = pipeline_service_pb2.ComponentSource(
+            repo_id=override.repo_id,
+            subfolder=override.subfolder,
+            revision=override.revision,
+            variant=override.variant,
+        )
+        return pipeline_service_pb2.Override(component=source)
+    return pipeline_service_pb2.Override(value=to_proto(override))
+
+
+def _component(view: ComponentView) -> pipeline_service_pb2.Component:
+    part: Component = view.component
+    return pipeline_service_pb2.Component(
+        role=part.role,
+        class_name=part.class_name,
+        digest=part.digest,
+        weight_bytes=part.weight_bytes,
+        dtype=DTYPES.get(part.dtype, artifact_pb2.DATA_TYPE_UNSPECIFIED),
+        sharer_count=view.sharer_count,
+        residency=RESIDENCIES[view.residency],
+    )
+
+
+def _parameter(parameter: Parameter) -> pipeline_service_pb2.Parameter:
+    default = to_proto(parameter.default) if parameter.has_default else None
+    return pipeline_service_pb2.Parameter(
+        name=parameter.name, annotation=parameter.annotation, default_value=default, required=parameter.required
+    )
+
+
+def _summary(summary: Summary) -> generation_service_pb2.Summary:
+    finished = summary.finished
+    return generation_service_pb2.Summary(
+        queue_duration=_duration(summary.queue_seconds),
+        run_duration=_duration(finished.run_seconds),
+        device_duration=_duration(finished.device_seconds),
+        encode_duration=_duration(finished.encode_seconds),
+        call_count=finished.calls,
+        joined_call_count=finished.joined_calls,
+        max_joined_requests=finished.max_joined,
+        seeds=summary.seeds,
+        generators=[
+            generation_service_pb2.Generator(device=device, state=state) for device, state in finished.generators
+        ],
+        fields={name: to_proto(value) for name, value in finished.fields.items()},
+        field_names=finished.field_names,
+    )
+
+
+def _memory(snapshot: Snapshot, shared_saved_bytes: int) -> worker_service_pb2.DeviceMemory:
+    return worker_service_pb2.DeviceMemory(
+        total_bytes=snapshot.total_bytes,
+        budget_bytes=snapshot.budget_bytes,
+        weight_bytes=snapshot.weight_bytes,
+        reserved_bytes=snapshot.reserved_bytes,
+        shared_saved_bytes=shared_saved_bytes,
+        process_bytes=snapshot.process_bytes,
+    )
+
+
+def _engine(snapshot: Snapshot) -> worker_service_pb2.EngineStats:
+    return worker_service_pb2.EngineStats(
+        call_count=snapshot.calls,
+        batch_count=snapshot.batches,
+        joined_call_count=snapshot.joined_calls,
+        verified_kind_count=snapshot.verified_kinds,
+        refused_kind_count=snapshot.refused_kinds,
+    )
