@@ -30,7 +30,9 @@ def _read(stream: TextIO, take: Callable[[str], object]) -> None:
 class Daemon:
     """Started by making one; use it with `with`. `variables` are added to its environment."""
 
-    def __init__(self, state_dir: Path, *options: str, allow: Iterable[Path] = (), threads: int = 1, **variables: str) -> None:
+    def __init__(
+        self, state_dir: Path, *options: str, allow: Iterable[Path] = (), threads: int = 1, **variables: str
+    ) -> None:
         command = [sys.executable, "-m", "denoised", "serve", "--state-dir", str(state_dir), "--device", "cpu"]
         command += ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0", "--threads", str(threads)]
         for folder in allow:

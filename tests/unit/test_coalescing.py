@@ -56,6 +56,14 @@ def test_a_discarded_call_never_runs():
     assert calls.next() == []
 
 
+def test_calls_that_are_put_back_are_first_in_line():
+    calls = Coalescing(2)
+    for name in "abc":
+        calls.add(pending(name))
+    calls.put_back(calls.next()[1:])
+    assert names(calls.next()) == ["b", "c"]
+
+
 def test_two_models_take_turns():
     calls = Coalescing(4)
     calls.add(pending("one", "unet"))

@@ -46,17 +46,17 @@ STEPS, GUIDANCE, MARGIN = 20, 4.0, 8
 
 
 @contextmanager
-def daemon() -> Iterator[tuple[str, str]]:
+def daemon(log: Path) -> Iterator[tuple[str, str]]:
     """A daemon of its own on free ports; yields its target and the address of its metrics."""
-    with tempfile.TemporaryDirectory() as state:
+    with tempfile.TemporaryDirectory() as state, log.open("w") as stderr:
         command = [sys.executable, "-m", "denoised", "serve", "--state-dir", state]
         command += ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         try:
             line = process.stdout.readline() if process.stdout else ""
             found = re.search(r"ready on (\S+), metrics on (\S+)", line)
             if found is None:
-                sys.exit("the daemon did not start")
+                sys.exit(f"the daemon did not start; {log} says why")
             print(line, end="", flush=True)
             yield found[1], found[2]
         finally:
@@ -113,7 +113,6 @@ def run(target: str, metrics: str, out: Path) -> None:
         painted += [pictures[start], mask.convert("RGB"), result.images[0]]
         pictures[f"{start} with {prompt}"] = result.images[0]
 
-    out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         picture.save(out / f"{name.replace(' ', '_')}.png")
     first = [pictures[prompt] for prompt in PROMPTS]
@@ -140,7 +139,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures (default: out)")
     out: Path = parser.parse_args().out
-    with daemon() as (target, metrics):
+    out.mkdir(parents=True, exist_ok=True)
+    with daemon(out / "daemon.log") as (target, metrics):
         run(target, metrics, out)
 
 

@@ -42,6 +42,10 @@ class Coalescing(Generic[T]):
     def add(self, pending: Pending[T]) -> None:
         self._waiting.append(pending)
 
+    def put_back(self, batch: list[Pending[T]]) -> None:
+        """Calls that were taken and do not run yet: first in line again."""
+        self._waiting[:0] = batch
+
     def discard(self, pending: Pending[T]) -> bool:
         """Forgets a call that nobody waits for any more; says whether it was still there."""
         if pending not in self._waiting:

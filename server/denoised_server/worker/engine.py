@@ -45,6 +45,20 @@ class Call:
     kwargs: dict[str, Any]
     arguments: Arguments | None
 
+    @property
+    def key(self) -> Hashable | None:
+        """Equal for calls that may be joined; None for one that stands alone."""
+        return None if self.arguments is None else (self.method.number, self.arguments.key)
+
+    @property
+    def rows(self) -> int:
+        return 0 if self.arguments is None else self.arguments.rows
+
+
+def _kind(calls: list[Call]) -> tuple[Hashable, frozenset[int]]:
+    """What is verified before it is believed: a key, with the numbers of samples that come together under it."""
+    return calls[0].key, frozenset(call.rows for call in calls)
+
 
 class Request:
     """One run of a pipeline.
@@ -153,9 +167,8 @@ class Engine:
             runner = self._running[request]
             if runner.pending is not None and self._coalescing.discard(runner.pending):
                 self._resume(runner, error=Cancelled())
-        batch = self._coalescing.next()
-        if batch:
-            self._execute([pending.call for pending in batch])
+        if batch := self._coalescing.next():
+            self._execute(self._sample(batch))
         return bool(len(self._coalescing) or self._inbox)
 
     def _resume(self, runner: _Greenlet, value: Any = None, error: BaseException | None = None) -> None:
@@ -175,12 +188,8 @@ class Engine:
         # What a request has changed is in force for its own calls only.
         solo = request.alone or bool(request.overlay)
         arguments = None if solo else joining.describe(method.parameters, args, kwargs)
-        key = None
-        if arguments is not None:
-            key = (method.number, arguments.key)
-            if key in self._refused:
-                key = None
         call = Call(request, method, args, kwargs, arguments)
+        key = call.key if call.key not in self._refused else None
         runner.pending = Pending(call, key, request.priority)
         self._coalescing.add(runner.pending)
 
@@ -193,6 +202,16 @@ class Engine:
             request.finish(value, error)
         except Exception:
             logger.exception("a request's finish failed")
+
+    def _sample(self, batch: list[Pending[Call]]) -> list[Call]:
+        """The batch's calls; of a new kind, only as many as show whether it may be joined. The others go next."""
+        calls = [pending.call for pending in batch]
+        if len(calls) > 2 and _kind(calls) not in self._verified:
+            first_of_each = {call.rows: index for index, call in reversed(list(enumerate(calls)))}
+            chosen = sorted({0, 1} if len(first_of_each) == 1 else first_of_each.values())
+            self._coalescing.put_back([pending for index, pending in enumerate(batch) if index not in chosen])
+            calls = [calls[index] for index in chosen]
+        return calls
 
     def _execute(self, calls: list[Call]) -> None:
         results: list[Any] | None = None
@@ -221,20 +240,18 @@ class Engine:
 
     def _run_joined(self, calls: list[Call]) -> list[Any] | None:
         """Results of the calls run as one; None when they have to run one by one."""
-        arguments = [call.arguments for call in calls if call.arguments is not None]
-        method, rows = calls[0].method, [each.rows for each in arguments]
-        key = (method.number, arguments[0].key)
+        method, kind = calls[0].method, _kind(calls)
         begin = time.perf_counter()
         try:
-            args, kwargs = joining.join(arguments)
-            results = joining.split(method.original(*args, **kwargs), rows)
-            if (kind := (key, frozenset(rows))) not in self._verified:
+            args, kwargs = joining.join([call.arguments for call in calls if call.arguments is not None])
+            results = joining.split(method.original(*args, **kwargs), [call.rows for call in calls])
+            if kind not in self._verified:
                 results = self._verify(calls, results)
                 self._verified.add(kind)
                 return results
         except NotJoinableError as error:
             logger.debug("calls of %s never run joined: %s", method, error)
-            self._refused.add(key)
+            self._refused.add(kind[0])
             return None
         except Exception as error:
             # Out of memory, or one request's values: run one by one, and only those that fail alone fail.
