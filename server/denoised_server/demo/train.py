@@ -92,16 +92,8 @@ def difference(made: torch.Tensor, meant: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(made, meant) + 0.5 * F.mse_loss(made, meant) + edges
 
 
-def train_vae(pictures: torch.Tensor, seconds: float) -> AutoencoderKL:
-    vae = AutoencoderKL(
-        block_out_channels=(24, 48, 64),
-        latent_channels=4,
-        norm_num_groups=8,
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        sample_size=SIZE,
-    )
+def train_vae(vae: AutoencoderKL, pictures: torch.Tensor, seconds: float) -> None:
+    """Both halves, on the pictures and their mirror images; sets the scaling factor, as of Rombach et al., 2022."""
     optimizer, start, step = torch.optim.AdamW(vae.parameters()), time.monotonic(), 0
     while (done := (time.monotonic() - start) / seconds) < 1:
         optimizer.param_groups[0]["lr"] = learning_rate(done, step)
@@ -109,14 +101,19 @@ def train_vae(pictures: torch.Tensor, seconds: float) -> AutoencoderKL:
         if random.random() < 0.5:
             batch = batch.flip(-1)
         posterior = vae.encode(batch).latent_dist
-        restored = vae.decode(posterior.sample()).sample
-        loss = difference(restored, batch) + 1e-5 * posterior.kl().mean()
+        loss = difference(vae.decode(posterior.sample()).sample, batch) + 1e-5 * posterior.kl().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         step += 1
     print(f"VAE: {step} steps, loss {loss.item():.3f}", flush=True)
-    return vae.eval().requires_grad_(False)
+    vae.register_to_config(scaling_factor=float(1 / encode(vae, pictures).std()))
+
+
+def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents, not scaled; shape (pictures, 4, 16, 16)."""
+    with torch.no_grad():
+        return torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(64)])
 
 
 def sharpen_decoder(vae: AutoencoderKL, latents: torch.Tensor, pictures: torch.Tensor, seconds: float) -> None:
@@ -125,8 +122,6 @@ def sharpen_decoder(vae: AutoencoderKL, latents: torch.Tensor, pictures: torch.T
     `latents` are the VAE's own, not scaled; shape (pictures, 4, 16, 16).
     """
     decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    for parameter in decoder:
-        parameter.requires_grad_(True)
     optimizer, start, step = torch.optim.AdamW(decoder), time.monotonic(), 0
     noise = 0.05 * latents.std()
     while (done := (time.monotonic() - start) / seconds) < 1:
@@ -139,7 +134,6 @@ def sharpen_decoder(vae: AutoencoderKL, latents: torch.Tensor, pictures: torch.T
         loss.backward()
         optimizer.step()
         step += 1
-    vae.requires_grad_(False)
     print(f"decoder: {step} steps, loss {loss.item():.3f}", flush=True)
 
 
@@ -180,82 +174,72 @@ def phrase(text: str) -> str:
     return said
 
 
-def train(out: Path, seconds: float) -> None:
-    captions = [caption(character) for character in PICTURES]
-    if len(set(captions)) != len(captions):
-        raise ValueError("a picture is listed twice")
-    pictures = torch.stack([variations(character, 12) for character in PICTURES])
-    vae = train_vae(pictures.flatten(0, 1), 0.2 * seconds)
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.flatten(0, 1).split(64)])
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    latents = (latents * vae.config.scaling_factor).unflatten(0, pictures.shape[:2])
-
-    tokenizer, size = make_tokenizer(captions, out / "tokenizer")
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=size,
-            hidden_size=96,
-            intermediate_size=192,
-            num_attention_heads=4,
-            num_hidden_layers=2,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=size - 2,
-            eos_token_id=size - 1,
-            pad_token_id=size - 1,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(48, 96, 160),
-        layers_per_block=1,
-        cross_attention_dim=96,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-    # DDPM's linear betas leave almost no signal at the last step, so white backgrounds stay white; predicting the
-    # velocity keeps the target well scaled there (Salimans & Ho, 2022).
-    noise_scheduler = DDIMScheduler(
-        beta_start=0.0001,
-        beta_end=0.02,
-        beta_schedule="linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
+def new_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """Not trained yet; the tokenizer's files go into the folder."""
+    tokenizer, size = make_tokenizer([caption(character) for character in PICTURES], folder / "tokenizer")
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(24, 48, 64),
+            latent_channels=4,
+            norm_num_groups=8,
+            layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            sample_size=SIZE,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=size,
+                hidden_size=96,
+                intermediate_size=192,
+                num_attention_heads=4,
+                num_hidden_layers=2,
+                max_position_embeddings=MAX_TOKENS,
+                bos_token_id=size - 2,
+                eos_token_id=size - 1,
+                pad_token_id=size - 1,
+            )
+        ),
         tokenizer=tokenizer,
-        unet=unet,
-        scheduler=noise_scheduler,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(48, 96, 160),
+            layers_per_block=1,
+            cross_attention_dim=96,
+            attention_head_dim=4,
+            norm_num_groups=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        ),
+        # DDPM's linear betas leave almost no signal at the last step, so white backgrounds stay white; predicting the
+        # velocity keeps the target well scaled there (Salimans & Ho, 2022).
+        scheduler=DDIMScheduler(
+            beta_start=0.0001,
+            beta_end=0.02,
+            beta_schedule="linear",
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+            clip_sample=False,
+            set_alpha_to_one=True,
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
 
+
+def train_unet(pipeline: StableDiffusionPipeline, latents: torch.Tensor, seconds: float) -> None:
+    """The UNet and the text encoder together; leaves their average over the last steps, which is what denoises best.
+
+    `latents` are scaled; shape (captions, variations, 4, 16, 16).
+    """
+    unet, text_encoder, tokenizer, noiser = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler
+    captions = [caption(character) for character in PICTURES]
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     average = [parameter.detach().clone() for parameter in parameters]
-
-    def save() -> None:
-        current = [parameter.detach().clone() for parameter in parameters]
-        for parameter, mean in zip(parameters, average, strict=True):
-            parameter.data.copy_(mean)
-        for module in (unet, text_encoder, vae):
-            module.half()
-        pipeline.save_pretrained(out)
-        for module in (unet, text_encoder, vae):
-            module.float()
-        for parameter, value in zip(parameters, current, strict=True):
-            parameter.data.copy_(value)
-
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.99))
-    start, saved, step, running = time.monotonic(), time.monotonic(), 0, 0.0
-    batch = 32
-    while (done := (time.monotonic() - start) / (0.65 * seconds)) < 1:
+    start, step, running, batch = time.monotonic(), 0, 0.0, 32
+    while (done := (time.monotonic() - start) / seconds) < 1:
         optimizer.param_groups[0]["lr"] = learning_rate(done, step)
         chosen = torch.randint(0, len(latents), (batch,))
         clean = latents[chosen, torch.randint(0, latents.shape[1], (batch,))]
@@ -263,9 +247,9 @@ def train(out: Path, seconds: float) -> None:
         tokens = tokenizer(said, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         t, noise = torch.randint(0, 1000, (batch,)), torch.randn_like(clean)
         guess = unet(
-            noise_scheduler.add_noise(clean, noise, t), t, encoder_hidden_states=text_encoder(tokens.input_ids)[0]
+            noiser.add_noise(clean, noise, t), t, encoder_hidden_states=text_encoder(tokens.input_ids)[0]
         ).sample
-        loss = F.mse_loss(guess, noise_scheduler.get_velocity(clean, noise, t))
+        loss = F.mse_loss(guess, noiser.get_velocity(clean, noise, t))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -277,13 +261,16 @@ def train(out: Path, seconds: float) -> None:
             mean.lerp_(parameter.detach(), 1 - decay)
         if step % 100 == 0:
             print(f"UNet: {done:.0%}, step {step}, loss {running:.4f}", flush=True)
-        if time.monotonic() - saved > 600:
-            save()
-            saved = time.monotonic()
+    for parameter, mean in zip(parameters, average, strict=True):
+        parameter.data.copy_(mean)
     print(f"UNet: {step} steps of {batch}", flush=True)
-    unscaled = latents.flatten(0, 1) / vae.config.scaling_factor
-    sharpen_decoder(vae, unscaled, pictures.flatten(0, 1), 0.15 * seconds)
-    save()
+
+
+def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    # The text encoder stays as it is: transformers reads it in its own element type where diffusers reads float32.
+    for module in (pipeline.unet, pipeline.vae):
+        module.half()
+    pipeline.save_pretrained(folder)
 
 
 def main() -> None:
@@ -291,11 +278,24 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=100)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="a checkpoint of this script's to go on from; its encoder stays")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     random.seed(0)
-    train(arguments.out, 60 * arguments.minutes)
+    seconds = 60 * arguments.minutes
+    pictures = torch.stack([variations(character, 12) for character in PICTURES])
+    flat = pictures.flatten(0, 1)
+    if arguments.start is None:
+        pipeline = new_pipeline(arguments.out)
+        train_vae(pipeline.vae, flat, 0.2 * seconds)
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(arguments.start, torch_dtype=torch.float32)
+    latents = encode(pipeline.vae, flat)
+    scaled = (latents * pipeline.vae.config.scaling_factor).unflatten(0, pictures.shape[:2])
+    train_unet(pipeline, scaled, (0.65 if arguments.start is None else 0.8) * seconds)
+    sharpen_decoder(pipeline.vae, latents, flat, (0.15 if arguments.start is None else 0.2) * seconds)
+    save(pipeline, arguments.out)
 
 
 if __name__ == "__main__":
