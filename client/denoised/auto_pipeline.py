@@ -100,7 +100,7 @@ class AutoPipelineForImage2Image(_AutoPipeline):
 
     Example:
         pipe = AutoPipelineForImage2Image.from_pipe(pipe_t2i)
-        result = pipe("a green apple", image=picture, strength=0.6)
+        result = pipe("a tangerine", image=picture, strength=0.6)
         result.images[0].save("picture.png")
     """
 

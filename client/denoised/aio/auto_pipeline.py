@@ -99,7 +99,7 @@ class AutoPipelineForImage2Image(_AutoPipeline):
 
     Example:
         pipe = await AutoPipelineForImage2Image.from_pipe(pipe_t2i)
-        result = await pipe("a green apple", image=picture, strength=0.6)
+        result = await pipe("a tangerine", image=picture, strength=0.6)
         result.images[0].save("picture.png")
     """
 

@@ -45,7 +45,7 @@ def denoised(
 
     [bold]Another task on the same weights[/bold]
     [cyan]denoised derive apples --task image-to-image --id apples-i2i[/cyan]
-    [cyan]denoised generate apples-i2i -p "a green apple" --image apple.png -o green.png[/cyan]
+    [cyan]denoised generate apples-i2i -p "a tangerine" --image apple.png -o tangerine.png[/cyan]
 
     [bold]What is held, and what it costs[/bold]
     [cyan]denoised ps[/cyan]

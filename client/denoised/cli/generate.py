@@ -106,7 +106,7 @@ def generate(
 
     [bold]Examples[/bold]
     [cyan]denoised generate apples -p "a red apple" -o apple.png --steps 20 --seed 7[/cyan]
-    [cyan]denoised generate apples-i2i -p "a green apple" --image apple.png --strength 0.6[/cyan]
+    [cyan]denoised generate apples-i2i -p "a tangerine" --image apple.png --strength 0.6[/cyan]
     [cyan]denoised generate apples-inpaint -p "a leaf" --image apple.png --mask stalk.png[/cyan]
     [cyan]denoised generate xl -p "a harbour" --arg guidance_rescale=0.7 --arg prompt_2='"oil on canvas"'[/cyan]
     """
