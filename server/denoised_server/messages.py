@@ -128,7 +128,7 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Report Snapshots: at once, every `interval` seconds, and before each answer to what changed what is held."""
+    """Report Snapshots: at once, then changed ones every `interval` seconds, and before answers to (un)loads."""
 
     interval: float
 

@@ -120,19 +120,24 @@ class Worker:
 
     def _answer(self, number: int, emit: Emit, work: Callable[[], None]) -> None:
         """Runs a command to its end, whatever that is."""
-        end: End = Done()
         try:
             self._check_cancelled(number)
             work()
-        except Cancelled:
-            pass
-        except DenoisedError as error:
-            end = Failed(error.with_traceback(None))
-        except Exception as error:
-            logger.exception("a command failed")
-            end = Failed(InternalError(f"The worker failed with {type(error).__name__}.", hint="Its log has the rest."))
+        except (Cancelled, Exception) as error:
+            self._end(number, emit, error)
+        else:
+            self._end(number, emit)
+
+    def _end(self, number: int, emit: Emit, error: BaseException | None = None) -> None:
         self._cancelled.discard(number)
-        emit(end)
+        if error is None or isinstance(error, Cancelled):
+            emit(Done())
+        elif isinstance(error, DenoisedError):
+            emit(Failed(error.with_traceback(None)))
+        else:
+            logger.error("a command failed", exc_info=error)
+            name = type(error).__name__
+            emit(Failed(InternalError(f"The worker failed with {name}.", hint="The daemon's log has the rest.")))
 
     def _check_cancelled(self, number: int) -> None:
         if number in self._cancelled or self._closed.is_set():
@@ -171,18 +176,13 @@ class Worker:
 
     def _prepare(self, number: int, command: Generate, emit: Emit) -> None:
         """On a media thread: decodes what came, then hands the request to the engine."""
-
-        def fail() -> None:
-            raise failure_found
-
         try:
             self._check_cancelled(number)
             live = self._find(command.pipeline)
             generation = Generation(command, live.pipeline, self._device, emit, self._step_seconds)
             generation.prepare()
         except (Cancelled, Exception) as error:
-            failure_found = error if isinstance(error, Cancelled) else failure(error)
-            self._answer(number, emit, fail)
+            self._end(number, emit, error)
             return
         request = Request(
             generation.run,
@@ -216,10 +216,13 @@ class Worker:
 
     def _watch(self, number: int, command: Watch, emit: Emit) -> None:
         self._watchers[number] = emit
+        last = None
         try:
             while True:
                 self._check_cancelled(number)
-                emit(self._snapshot())
+                if (snapshot := self._snapshot()) != last:
+                    emit(snapshot)
+                last = snapshot
                 self._closed.wait(command.interval)
         finally:
             del self._watchers[number]
