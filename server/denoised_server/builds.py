@@ -200,9 +200,11 @@ class Builds:
             build.begun[twins[0]] = await answer(self._executor, build.worker, twin, Loaded)
 
     def _settle(self, build: _Build) -> None:
-        """Hands out what was built to those who still want it."""
+        """Hands out what was built, except to handles that were abandoned."""
         for handle, loaded in tuple(build.begun.items()):
-            if loaded is not None and handle.state is not State.UNLOADING:
+            # Generations that came before an unload still wait for their pipeline.
+            is_wanted = handle.state is not State.UNLOADING or build.waiting.get(handle)
+            if loaded is not None and is_wanted:
                 self._built(handle, build.worker, loaded)
                 del build.begun[handle]
                 build.end(handle)

@@ -6,10 +6,10 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 from denoised.errors import DenoisedError, InternalError
 
@@ -52,7 +52,7 @@ class _Generation:
         self.is_admitted = False
         self._task: asyncio.Task[None]
 
-    def begin(self, work: Coroutine[Any, Any, None], ended: Callable[[], None]) -> None:
+    def begin(self, work: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
         """Starts the work, which puts its events into `events`; `ended` is called when nothing of it runs any more."""
         self._task = asyncio.create_task(self._run(work))
         self._task.add_done_callback(lambda _: ended())
@@ -70,9 +70,9 @@ class _Generation:
     def queued(self, position: int) -> None:
         self.events.put(Queued(position))
 
-    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:
             self.events.end(error)
         else:
@@ -137,7 +137,7 @@ class Generations:
         self._running.add(generation)
         handle.pins += 1
         self._changed()
-        generation.begin(self._run(generation, command), lambda: self._ended(generation))
+        generation.begin(partial(self._run, generation, command), ended=partial(self._ended, generation))
         try:
             async for event in generation.events:
                 yield event

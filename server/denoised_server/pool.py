@@ -136,7 +136,8 @@ class Pool:
 
     async def load(self, spec: Spec, lease: Lease) -> AsyncGenerator[LoadProgress | PipelineView, None]:
         """Yields the progress, then the pipeline. Closing it early abandons the load unless others wait for it."""
-        handle = await self._open(Recipe(spec), lease)
+        await self._wait_for_id(lease)
+        handle = self._open(Recipe(spec), lease)
         if not handle.worker:
             async with aclosing(self._builds.follow(handle)) as progress:
                 async for event in progress:
@@ -144,17 +145,22 @@ class Pool:
         yield self.get(handle.name)
 
     async def derive(self, source: str, derivation: Derivation, lease: Lease) -> PipelineView:
-        self._check_open()
-        origin = self._handles.use(source, now=time.time(), field="source")
-        with self._pinned(origin):
-            await self._bring_back(origin)
-            recipe = replace(origin.recipe, derivations=(*origin.recipe.derivations, derivation))
-            handle = await self._open(recipe, lease, source=origin.name)
-            if not handle.worker:
-                # A source whose worker has died since is of no use: the recipe says it all.
-                live = Origin(origin.worker, origin.name, derivation) if origin.worker else None
-                await self._finish(handle, live)
-        return self.get(handle.name)
+        while True:
+            await self._wait_for_id(lease)
+            origin = self._handles.use(source, now=time.time(), field="source")
+            with self._pinned(origin):
+                await self._bring_back(origin)
+                # Never waits for an id with a pin in hand: its pipeline's removal may in turn wait for that pin.
+                if not self._is_leaving(lease):
+                    handle = await self._derive(origin, derivation, lease)
+                    return self.get(handle.name)
+
+    async def _derive(self, origin: Handle, derivation: Derivation, lease: Lease) -> Handle:
+        recipe = replace(origin.recipe, derivations=(*origin.recipe.derivations, derivation))
+        handle = self._open(recipe, lease, source=origin.name)
+        if not handle.worker:
+            await self._finish(handle, Origin(origin.worker, origin.name, derivation))
+        return handle
 
     def get(self, name: str) -> PipelineView:
         return self._view_all()[self._handles.get(name).name]
@@ -234,10 +240,16 @@ class Pool:
         if self._is_draining:
             raise _shutting_down()
 
-    async def _open(self, recipe: Recipe, lease: Lease, *, source: str = "") -> Handle:
+    def _is_leaving(self, lease: Lease) -> bool:
+        return self._handles.is_leaving(PREFIX + lease.pipeline_id)
+
+    async def _wait_for_id(self, lease: Lease) -> None:
+        """The id of a pipeline that is on its way out is free when it is gone."""
         self._check_open()
-        # The name of a pipeline that is on its way out is free when it is gone.
-        await self._changes.until(lambda: not self._handles.is_leaving(PREFIX + lease.pipeline_id))
+        await self._changes.until(lambda: not self._is_leaving(lease))
+
+    def _open(self, recipe: Recipe, lease: Lease, *, source: str = "") -> Handle:
+        self._check_open()
         handle = self._handles.open(
             recipe,
             now=time.time(),
@@ -301,9 +313,10 @@ class Pool:
         return task
 
     async def _unload(self, handle: Handle) -> int:
+        if handle.state is State.LOADING:
+            self._builds.abandon(handle, _unloaded(handle))
         handle.state = State.UNLOADING
         self._changed()
-        self._builds.abandon(handle, _unloaded(handle))
         await self._changes.until(lambda: handle.pins == 0 and not self._builds.involves(handle))
         freed = 0
         if handle in self._handles:

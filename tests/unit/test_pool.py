@@ -479,6 +479,35 @@ async def test_unloading_waits_for_what_runs_and_lets_nothing_new_in(pool, execu
     assert await asyncio.gather(*unloads) == [WEIGHT_BYTES, WEIGHT_BYTES]
 
 
+async def test_unloading_waits_for_who_came_while_the_pipeline_was_lost(pool, executor):
+    view = await load(pool)
+    executor.kill("workers/0")
+    await settle()
+    executor.hold(Load)
+    waiting = asyncio.create_task(generate(pool, view.name))
+    await soon(lambda: len(executor.sent(Load)) == 2)
+    unload = asyncio.create_task(pool.unload(view.name))
+    await settle()
+    executor.release()
+    assert len(await waiting) == 5
+    assert await unload == WEIGHT_BYTES
+
+
+async def test_deriving_under_the_id_of_its_source_while_that_is_unloaded_does_not_hang(pool, executor):
+    await load(pool, pipeline_id="mine")
+    executor.kill("workers/0")
+    await settle()
+    executor.hold(Load)
+    derive = asyncio.create_task(pool.derive("pipelines/mine", INPAINTING, Lease(pipeline_id="mine")))
+    await soon(lambda: len(executor.sent(Load)) == 2)
+    unload = asyncio.create_task(pool.unload("pipelines/mine"))
+    await settle()
+    executor.release()
+    await unload
+    with pytest.raises(PipelineNotFoundError):
+        await derive
+
+
 async def test_unloading_by_force_ends_what_runs_and_waits(make_pool, executor):
     pool = await make_pool(max_running=1)
     view = await load(pool)

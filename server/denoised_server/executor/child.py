@@ -95,7 +95,9 @@ class _Outbox:
         if isinstance(event, Failed) and not isinstance(event.error, DenoisedError):
             # Anything may be in a foreign exception: classes the front-end cannot import, tensors, whole frames.
             logger.error("a command failed", exc_info=event.error)
-            event = Failed(InternalError("The worker failed in a way it should not.", hint="The daemon's log has the rest."))
+            event = Failed(
+                InternalError("The worker failed in a way it should not.", hint="The daemon's log has the rest.")
+            )
         data = ForkingPickler.dumps((number, event))
         try:
             with self._lock:
