@@ -8,12 +8,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from .config import SettingsError
 
 NVIDIA_FOLDER = Path("/proc/driver/nvidia/gpus")
 SMI_SECONDS = 20
+# The rest is for activations.
+AUTO_BUDGET = 0.9
 
 
 def resolve(device: str, workers: int | None) -> list[str]:
@@ -52,28 +52,18 @@ def threads_each(workers: Sequence[str], threads: int | None) -> int:
     return threads or max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0]) // len(workers))
 
 
-def budget_bytes(setting: int | float | None, device: str, workers: int) -> int | None:
-    """The memory that weights may take: bytes, a share of the device's memory, or None for the worker to find out."""
-    if not isinstance(setting, float):
+def budget_each(setting: int | float | None, workers: Sequence[str]) -> int | float:
+    """What weights may take on each device: bytes, or a share of its memory, which workers on the CPU divide."""
+    if isinstance(setting, int):
         return setting
-    total = psutil.virtual_memory().total // workers if device == "cpu" else _gpu_bytes(device)
-    return int(total * setting)
+    share = AUTO_BUDGET if setting is None else setting
+    return share / len(workers) if workers[0] == "cpu" else share
 
 
 def _count_present() -> int:
     if NVIDIA_FOLDER.is_dir():
         return len(list(NVIDIA_FOLDER.iterdir()))
     return len([line for line in _smi("-L") if line.startswith("GPU ")])
-
-
-def _gpu_bytes(device: str) -> int:
-    index = device.removeprefix("cuda:")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    name = visible.split(",")[int(index)].strip() if visible else index
-    lines = _smi(f"--id={name}", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    if not (lines and lines[0].strip().isdigit()):
-        raise SettingsError(f"nvidia-smi does not say how much memory {device} has. Give memory_budget in bytes.")
-    return int(lines[0]) * 2**20
 
 
 def _smi(*arguments: str) -> list[str]:

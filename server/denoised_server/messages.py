@@ -17,14 +17,14 @@ from denoised.values import Artifact, Plain
 class WorkerSettings:
     """What one worker needs to know.
 
-    `device` is a torch name such as "cpu" or "cuda:0"; `threads` how many threads compute on a CPU; `budget_bytes` what
-    weights may take, None to let the worker find out; `allow_dirs` the directories that weights may be read from;
-    `max_joined` the most requests that one batch may join; `verbose` turns DEBUG logging on.
+    `device` is a torch name such as "cpu" or "cuda:0"; `threads` how many threads compute on a CPU; `budget` what
+    weights may take, in bytes or as a float share of the device's memory; `allow_dirs` the directories that weights may
+    be read from; `max_joined` the most requests that one batch may join; `verbose` turns DEBUG logging on.
     """
 
     device: str
     threads: int
-    budget_bytes: int | None
+    budget: int | float
     allow_dirs: tuple[str, ...]
     state_dir: str
     max_joined: int

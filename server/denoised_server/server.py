@@ -117,7 +117,7 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
 def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSettings]:
     names = devices.resolve(settings.device, None if settings.workers == "auto" else settings.workers)
     threads = devices.threads_each(names, None if settings.threads == "auto" else settings.threads)
-    budget = None if settings.memory_budget == "auto" else settings.memory_budget
+    budget = devices.budget_each(None if settings.memory_budget == "auto" else settings.memory_budget, names)
     state_dir = settings.state_dir.expanduser().absolute()
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
         WorkerSettings(
             device=name,
             threads=threads,
-            budget_bytes=devices.budget_bytes(budget, name, len(names)),
+            budget=budget,
             allow_dirs=tuple(str(path.expanduser().resolve()) for path in settings.allow_dirs),
             state_dir=str(state_dir),
             max_joined=settings.max_joined,

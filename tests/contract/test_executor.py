@@ -34,7 +34,7 @@ LOAD = Load("pipelines/a", Recipe(Spec("weights")))
 
 
 def local(*devices: str, start_timeout: float = 60) -> LocalExecutor:
-    settings = [WorkerSettings(device, 1, None, (), "", 32, False) for device in devices]
+    settings = [WorkerSettings(device, 1, 0.9, (), "", 32, False) for device in devices]
     return LocalExecutor(settings, start_timeout=start_timeout, worker="tests.contract.toy_worker:ToyWorker")
 
 

@@ -68,10 +68,8 @@ def test_threads_are_shared_between_workers(monkeypatch):
     assert devices.threads_each(["cpu"], 5) == 5
 
 
-def test_a_budget_is_bytes_or_a_share_of_the_device(gpus):
-    gpus(1)
-    assert devices.budget_bytes(None, "cpu", 1) is None
-    assert devices.budget_bytes(123, "cuda:0", 1) == 123
-    assert devices.budget_bytes(0.5, "cuda:0", 1) == 8 * 2**30
-    total = devices.psutil.virtual_memory().total
-    assert devices.budget_bytes(0.5, "cpu", 2) == total // 2 // 2
+def test_a_budget_is_bytes_or_a_share_of_the_device():
+    assert devices.budget_each(123, ["cuda:0"]) == 123
+    assert devices.budget_each(0.5, ["cuda:0", "cuda:1"]) == 0.5
+    assert devices.budget_each(0.5, ["cpu", "cpu"]) == 0.25
+    assert devices.budget_each(None, ["cpu"] * 3) == pytest.approx(0.3)

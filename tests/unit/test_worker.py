@@ -271,7 +271,7 @@ def test_unknown_overrides_and_dtypes(driver, sd_checkpoint):
 
 
 def test_weights_over_the_budget_are_refused_before_they_are_read(checkpoint_dir, sd_checkpoint):
-    driver = Driver(checkpoint_dir, budget_bytes=1_000_000)
+    driver = Driver(checkpoint_dir, budget=1_000_000)
     try:
         memory = psutil.Process().memory_info().rss
         with pytest.raises(NeverFitsError):

@@ -51,11 +51,11 @@ class Running:
 class Driver:
     """Loads, derives, generates, and reads the worker's mind."""
 
-    def __init__(self, *allowed: object, budget_bytes: int | None = None, max_joined: int = 32) -> None:
+    def __init__(self, *allowed: object, budget: int | float = 0.9, max_joined: int = 32) -> None:
         settings = WorkerSettings(
             device="cpu",
             threads=1,
-            budget_bytes=budget_bytes,
+            budget=budget,
             allow_dirs=tuple(map(str, allowed)),
             state_dir="",
             max_joined=max_joined,

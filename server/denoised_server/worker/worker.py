@@ -65,8 +65,9 @@ class Worker:
         construction.install()
         self._device = torch.device(settings.device)
         self._total_bytes = _total_bytes(self._device)
-        budget = settings.budget_bytes if settings.budget_bytes is not None else int(0.9 * self._total_bytes)
-        self._store, self._ledger = ComponentStore(), Ledger(budget)
+        share = isinstance(settings.budget, float)
+        budget = int(settings.budget * self._total_bytes) if share else settings.budget
+        self._store, self._ledger = ComponentStore(), Ledger(int(budget))
         sources = Sources(settings.allow_dirs)
         self._loader = Loader(self._store, self._ledger, sources, construction, self._device)
         self._engine = Engine(construction, max_joined=settings.max_joined, device=self._device)
@@ -75,6 +76,8 @@ class Worker:
         self._requests: dict[int, Request] = {}
         self._cancelled: set[int] = set()
         self._watchers: dict[int, Emit] = {}
+        # Held to register and to unload: an unload that follows a cancelled load finds the pipeline, or nothing of it.
+        self._lock = threading.Lock()
         self._closed = threading.Event()
         self._loads = ThreadPoolExecutor(1, "load")
         self._controls = ThreadPoolExecutor(1, "control")
@@ -97,7 +100,7 @@ class Worker:
             case Load():
                 self._loads.submit(self._answer, number, emit, lambda: self._load(number, command, emit))
             case Derive():
-                self._controls.submit(self._answer, number, emit, lambda: self._derive(command, emit))
+                self._controls.submit(self._answer, number, emit, lambda: self._derive(number, command, emit))
             case Unload():
                 self._controls.submit(self._answer, number, emit, lambda: self._unload(command, emit))
             case Generate():
@@ -152,23 +155,33 @@ class Worker:
     def _load(self, number: int, command: Load, emit: Emit) -> None:
         try:
             live = self._loader.load(command.pipeline, command.recipe, emit, lambda: self._check_cancelled(number))
+            self._register(number, command.pipeline, live)
         except BaseException:
             _return_memory()
             self._report()
             raise
-        self._pipelines[command.pipeline] = live
         self._report()
         emit(_loaded(live))
 
-    def _derive(self, command: Derive, emit: Emit) -> None:
+    def _derive(self, number: int, command: Derive, emit: Emit) -> None:
         live = self._loader.derive(command.pipeline, self._find(command.source), command.derivation)
-        self._pipelines[command.pipeline] = live
+        self._register(number, command.pipeline, live)
         self._report()
         emit(_loaded(live))
+
+    def _register(self, number: int, pipeline: str, live: Live) -> None:
+        with self._lock:
+            if number in self._cancelled:
+                self._loader.release(pipeline)
+                raise Cancelled
+            self._pipelines[pipeline] = live
 
     def _unload(self, command: Unload, emit: Emit) -> None:
-        self._pipelines.pop(command.pipeline, None)
-        freed = self._loader.release(command.pipeline)
+        freed = 0
+        with self._lock:
+            # What is still being loaded is its load's to let go of, which was cancelled before this came.
+            if self._pipelines.pop(command.pipeline, None) is not None:
+                freed = self._loader.release(command.pipeline)
         if freed:
             _return_memory()
         self._report()
