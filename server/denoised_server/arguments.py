@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from denoised.errors import InvalidFieldError, UnknownArgumentError
-from denoised.values import NDARRAY, Artifact, Plain
+from denoised.values import NDARRAY, TENSOR, Artifact, Plain
 
 from .messages import Generate, Parameter
 
@@ -87,8 +87,8 @@ def _kind(value: Plain) -> str:
             return "none"
         case bool() | int() | float() | str():
             return type(value).__name__
-        case Artifact():
-            return "artifact"
+        case Artifact(media_type=media_type):
+            return {TENSOR: "tensor", NDARRAY: "ndarray"}.get(media_type, "image")
         case Mapping():
             return "dict"
     return "list"

@@ -165,7 +165,7 @@ class Parameter:
     """One parameter of a pipeline's `__call__`.
 
     `kinds` are the plain kinds its annotation allows ("none", "bool", "int", "float", "str", "list", "dict",
-    "artifact"); empty means any.
+    "image", "ndarray", "tensor"); empty means any.
     """
 
     name: str

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from denoised.errors import InvalidFieldError, UnknownArgumentError
-from denoised.values import NDARRAY, TENSOR, Artifact
+from denoised.values import NDARRAY, TENSOR, Artifact, Plain
 from denoised_server.arguments import check, merge
 from denoised_server.messages import Generate, Parameter
 
@@ -14,14 +16,14 @@ IMAGE = Artifact("image/png", b"png")
 EMBEDS = Artifact(TENSOR, b"", "float32", (3, 77, 768))
 
 
-def parameter(name: str, *kinds: str, default: object = None, required: bool = False) -> Parameter:
+def parameter(name: str, *kinds: str, default: Plain = None, required: bool = False) -> Parameter:
     return Parameter(name, " | ".join(kinds), frozenset(kinds), required, default, has_default=not required)
 
 
 PARAMETERS = (
     parameter("prompt", "str", "list"),
     parameter("negative_prompt", "str", "list"),
-    parameter("prompt_embeds", "artifact"),
+    parameter("prompt_embeds", "tensor"),
     parameter("image"),
     parameter("height", "int"),
     parameter("width", "int"),
@@ -39,7 +41,9 @@ PARAMETERS = (
 )
 
 
-def call(arguments=(), parameters=PARAMETERS, **others) -> None:
+def call(
+    arguments: Mapping[str, Plain] | tuple[()] = (), parameters: Sequence[Parameter] = PARAMETERS, **others: Any
+) -> None:
     check(Generate("pipelines/a", dict(arguments), **others), parameters, max_pixels=1_000_000)
 
 
@@ -69,7 +73,7 @@ def call(arguments=(), parameters=PARAMETERS, **others) -> None:
         {"return_masks": True},
     ],
 )
-def test_these_arguments_are_fine(arguments):
+def test_these_arguments_are_fine(arguments: dict[str, Plain]) -> None:
     call(arguments)
 
 
@@ -106,14 +110,14 @@ def test_these_arguments_are_fine(arguments):
         ("cross_attention_kwargs", [1]),
     ],
 )
-def test_these_are_refused_by_the_name_of_the_field(field, value):
+def test_these_are_refused_by_the_name_of_the_field(field: str, value: Plain) -> None:
     with pytest.raises(InvalidFieldError) as caught:
         call({field: value})
     assert caught.value.metadata["field"] == field
 
 
 @pytest.mark.parametrize("size", [{"height": 1001, "width": 1000}, {"height": 1001}, {"width": 100_000}])
-def test_too_many_pixels_are_refused(size):
+def test_too_many_pixels_are_refused(size: dict[str, Plain]) -> None:
     with pytest.raises(InvalidFieldError, match="max_pixels"):
         call(size)
 
@@ -121,7 +125,7 @@ def test_too_many_pixels_are_refused(size):
 @pytest.mark.parametrize(
     ("name", "suggestion"), [("promt", "prompt"), ("num_inference_step", "num_inference_steps"), ("generators", None)]
 )
-def test_an_unknown_name_comes_with_the_nearest_that_there_is(name, suggestion):
+def test_an_unknown_name_comes_with_the_nearest_that_there_is(name: str, suggestion: str | None) -> None:
     with pytest.raises(UnknownArgumentError) as caught:
         call({name: 1})
     assert caught.value.metadata.get("suggestion") == suggestion
@@ -138,13 +142,13 @@ def test_an_unknown_name_comes_with_the_nearest_that_there_is(name, suggestion):
         ("callback", "events"),
     ],
 )
-def test_what_means_something_else_at_a_distance_is_refused_with_what_to_use(name, instead):
+def test_what_means_something_else_at_a_distance_is_refused_with_what_to_use(name: str, instead: str) -> None:
     with pytest.raises(InvalidFieldError, match=instead) as caught:
         call({name: None})
     assert caught.value.metadata["field"] == name
 
 
-def test_what_is_required_must_be_sent():
+def test_what_is_required_must_be_sent() -> None:
     required = (*PARAMETERS, parameter("mask_image", required=True), parameter("generator", required=True))
     with pytest.raises(InvalidFieldError) as caught:
         call({}, required)
@@ -167,8 +171,8 @@ def test_what_is_required_must_be_sent():
         ({}, 5, True),
     ],
 )
-def test_there_is_one_seed_or_one_for_each_image(arguments, count, is_fine):
-    def sent(**randomness):
+def test_there_is_one_seed_or_one_for_each_image(arguments: dict[str, Plain], count: int, is_fine: bool) -> None:
+    def sent(**randomness: Any) -> None:
         if is_fine:
             call(arguments, **randomness)
         else:
@@ -192,7 +196,7 @@ def test_there_is_one_seed_or_one_for_each_image(arguments, count, is_fine):
         {"priority": -101},
     ],
 )
-def test_the_rest_of_a_request_has_bounds_too(others):
+def test_the_rest_of_a_request_has_bounds_too(others: dict[str, Any]) -> None:
     with pytest.raises(InvalidFieldError):
         call(**others)
 
@@ -201,11 +205,11 @@ def test_the_rest_of_a_request_has_bounds_too(others):
     "others",
     [{"output_type": "latent"}, {"media_type": NDARRAY}, {"quality": 1}, {"priority": -100}, {"seeds": (2**64 - 1,)}],
 )
-def test_the_rest_of_a_request_may_be_at_its_bounds(others):
+def test_the_rest_of_a_request_may_be_at_its_bounds(others: dict[str, Any]) -> None:
     call(**others)
 
 
-def test_fields_and_the_map_are_one_set_of_arguments():
+def test_fields_and_the_map_are_one_set_of_arguments() -> None:
     assert merge({"prompt": "cat"}, {"eta": 0.5}) == {"prompt": "cat", "eta": 0.5}
     with pytest.raises(InvalidFieldError, match="twice"):
         merge({"prompt": "cat"}, {"prompt": "dog"})

@@ -212,7 +212,7 @@ def failure(error: BaseException) -> DenoisedError:
         )
     # Weights fit each other, or loading had failed: shapes that do not are those of the arguments.
     misshapen = type(error) is RuntimeError and MISSHAPEN.search(str(error))
-    if misshapen or isinstance(error, ValueError | TypeError | NotImplementedError):
+    if misshapen or isinstance(error, ValueError | TypeError | AttributeError | NotImplementedError):
         logger.debug("a pipeline refused its arguments", exc_info=error)
         text = PATH.sub("…", " ".join(str(error).split()))[:500].rstrip(".")
         return PipelineRejectedError(

@@ -24,9 +24,10 @@ KINDS: dict[Any, str] = {
     tuple: "list",
     collections.abc.Sequence: "list",
     dict: "dict",
-    torch.Tensor: "artifact",
-    np.ndarray: "artifact",
-    Image.Image: "artifact",
+    torch.Tensor: "tensor",
+    torch.FloatTensor: "tensor",
+    np.ndarray: "ndarray",
+    Image.Image: "image",
 }
 
 
@@ -60,8 +61,14 @@ def _kinds(parameter: inspect.Parameter) -> frozenset[str]:
     kinds = {KINDS.get(member, "") for member in _members(parameter.annotation)}
     if "" in kinds:
         return frozenset()
-    # Annotated `int = None` in many places.
-    return frozenset(kinds | {"none"}) if parameter.default is None else frozenset(kinds)
+    # Annotations are narrower than what diffusers takes: images come in every form, and arrays stand in for lists.
+    if "image" in kinds:
+        kinds |= {"list", "ndarray", "tensor"}
+    if "list" in kinds:
+        kinds |= {"ndarray", "tensor"}
+    if parameter.default is None:
+        kinds.add("none")
+    return frozenset(kinds)
 
 
 def _members(annotation: Any) -> list[Any]:
