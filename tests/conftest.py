@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.daemon import Daemon
+
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,7 +40,7 @@ def sdxl_checkpoint(checkpoint_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def daemon(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path):
+def daemon(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path) -> Iterator[Daemon]:
     """A daemon that tests share; those that harm theirs start one of their own."""
     from tests.daemon import Daemon
 

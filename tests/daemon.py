@@ -12,7 +12,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 from denoised import Client
@@ -69,8 +69,9 @@ class Daemon:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def client(self, **options: object) -> Client:
-        return Client(self.target, **{"progress_bar": False, "timeout": 60.0} | options)
+    def client(self, **options: Any) -> Client:
+        given: dict[str, Any] = {"progress_bar": False, "timeout": 60.0}
+        return Client(self.target, **given | options)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""

@@ -6,12 +6,17 @@ import asyncio
 import multiprocessing
 import os
 import signal
+from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 from denoised.errors import InternalError, NotAPipelineError, WorkerLostError
+from denoised_server.executor import Executor
 from denoised_server.executor.local import LocalExecutor
 from denoised_server.messages import (
+    Command,
+    Event,
     Finished,
     Generate,
     Load,
@@ -39,7 +44,7 @@ def local(*devices: str, start_timeout: float = 60) -> LocalExecutor:
 
 
 @pytest.fixture(params=["local", "fake"])
-async def executor(request):
+async def executor(request: pytest.FixtureRequest) -> AsyncIterator[Executor]:
     executor = local("one", "two") if request.param == "local" else FakeExecutor(2)
     assert await executor.start() == ["workers/0", "workers/1"]
     yield executor
@@ -47,7 +52,7 @@ async def executor(request):
 
 
 @pytest.fixture
-async def processes():
+async def processes() -> AsyncIterator[LocalExecutor]:
     """The local executor alone, for what only processes can do."""
     executor = local("one", "two")
     await executor.start()
@@ -55,7 +60,7 @@ async def processes():
     await executor.stop()
 
 
-async def run(executor, command, worker="workers/0"):
+async def run(executor: Executor, command: Command, worker: str = "workers/0") -> list[Event]:
     return [event async for event in executor.submit(worker, command)]
 
 
@@ -63,11 +68,11 @@ def generate(prompt: str, steps: int = 3) -> Generate:
     return Generate("pipelines/a", {"prompt": prompt, "num_inference_steps": steps}, seeds=(7,))
 
 
-async def test_it_says_what_its_workers_are(executor):
+async def test_it_says_what_its_workers_are(executor: Executor) -> None:
     assert executor.info("workers/1").embedded_models == ("demo",)
 
 
-async def test_events_come_in_order_and_the_command_ends(executor):
+async def test_events_come_in_order_and_the_command_ends(executor: Executor) -> None:
     load = await run(executor, LOAD)
     assert [type(event) for event in load[-2:]] == [LoadProgress, Loaded]
     events = await run(executor, generate("a cat"))
@@ -78,7 +83,7 @@ async def test_events_come_in_order_and_the_command_ends(executor):
     assert len(events) == 5
 
 
-async def test_commands_run_beside_each_other(executor):
+async def test_commands_run_beside_each_other(executor: Executor) -> None:
     await run(executor, LOAD)
     async with aclosing(executor.submit("workers/0", generate("hang"))) as hanging:
         await anext(hanging)
@@ -86,13 +91,13 @@ async def test_commands_run_beside_each_other(executor):
         await anext(hanging)
 
 
-async def test_it_raises_what_the_command_raised_with_all_it_says(executor):
+async def test_it_raises_what_the_command_raised_with_all_it_says(executor: Executor) -> None:
     with pytest.raises(NotAPipelineError) as caught:
         await run(executor, Load("pipelines/b", Recipe(Spec("absent"))))
     assert caught.value.hint.lower().startswith("look elsewhere")
 
 
-async def test_what_is_no_error_of_ours_comes_as_an_internal_error_without_details(executor):
+async def test_what_is_no_error_of_ours_comes_as_an_internal_error_without_details(executor: Executor) -> None:
     await run(executor, LOAD)
     with pytest.raises(InternalError) as caught:
         await run(executor, generate("bug"))
@@ -100,8 +105,9 @@ async def test_what_is_no_error_of_ours_comes_as_an_internal_error_without_detai
     assert len(await run(executor, generate("a cat"))) == 5
 
 
-async def test_closing_cancels(executor):
+async def test_closing_cancels(executor: Executor) -> None:
     await run(executor, LOAD)
+    event: Any
     async with aclosing(executor.submit("workers/0", generate("hang"))) as events:
         async for event in events:
             if event.completed_steps == 3:
@@ -109,7 +115,8 @@ async def test_closing_cancels(executor):
     assert await run(executor, Unload("pipelines/a")) == [Unloaded(1000)]
 
 
-async def test_a_watch_goes_on_until_it_is_closed(executor):
+async def test_a_watch_goes_on_until_it_is_closed(executor: Executor) -> None:
+    reports: Any
     async with aclosing(executor.submit("workers/0", Watch(0.01))) as reports:
         first = await anext(reports)
         assert isinstance(first, Snapshot)
@@ -120,7 +127,7 @@ async def test_a_watch_goes_on_until_it_is_closed(executor):
         assert report.components[0].pipelines == ("pipelines/a",)
 
 
-async def test_a_death_fails_what_ran_there_and_nothing_elsewhere(executor):
+async def test_a_death_fails_what_ran_there_and_nothing_elsewhere(executor: Executor) -> None:
     await run(executor, LOAD)
     await run(executor, LOAD, "workers/1")
     async with aclosing(executor.submit("workers/0", generate("hang"))) as lost:
@@ -137,7 +144,7 @@ async def test_a_death_fails_what_ran_there_and_nothing_elsewhere(executor):
                 await anext(unharmed)
 
 
-async def test_a_death_is_told_and_the_dead_take_no_commands(executor):
+async def test_a_death_is_told_and_the_dead_take_no_commands(executor: Executor) -> None:
     deaths = executor.deaths()
     with pytest.raises(WorkerLostError):
         await run(executor, Load("pipelines/a", Recipe(Spec("die"))))
@@ -146,7 +153,7 @@ async def test_a_death_is_told_and_the_dead_take_no_commands(executor):
         await run(executor, LOAD)
 
 
-async def test_a_worker_that_was_restarted_starts_from_nothing(executor):
+async def test_a_worker_that_was_restarted_starts_from_nothing(executor: Executor) -> None:
     await run(executor, LOAD)
     with pytest.raises(WorkerLostError):
         await run(executor, generate("die"))
@@ -155,7 +162,7 @@ async def test_a_worker_that_was_restarted_starts_from_nothing(executor):
     assert isinstance((await run(executor, LOAD))[-1], Loaded)
 
 
-async def test_stopping_ends_what_runs_and_the_news_of_deaths(executor):
+async def test_stopping_ends_what_runs_and_the_news_of_deaths(executor: Executor) -> None:
     await run(executor, LOAD)
     events = executor.submit("workers/0", generate("hang"))
     await anext(events)
@@ -166,7 +173,7 @@ async def test_stopping_ends_what_runs_and_the_news_of_deaths(executor):
     assert [name async for name in executor.deaths()] == []
 
 
-async def test_a_process_that_is_killed_is_noticed_at_once(processes):
+async def test_a_process_that_is_killed_is_noticed_at_once(processes: LocalExecutor) -> None:
     await run(processes, LOAD)
     async with aclosing(processes.submit("workers/0", generate("hang"))) as events:
         await anext(events)
@@ -178,7 +185,7 @@ async def test_a_process_that_is_killed_is_noticed_at_once(processes):
             assert await anext(processes.deaths()) == "workers/0"
 
 
-async def test_a_process_that_has_stopped_does_not_stop_the_event_loop(processes):
+async def test_a_process_that_has_stopped_does_not_stop_the_event_loop(processes: LocalExecutor) -> None:
     pid = processes.info("workers/0").pid
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -197,20 +204,20 @@ async def test_a_process_that_has_stopped_does_not_stop_the_event_loop(processes
         os.kill(pid, signal.SIGCONT)
 
 
-async def test_a_terminal_interrupt_leaves_the_workers_to_the_front_end(processes):
+async def test_a_terminal_interrupt_leaves_the_workers_to_the_front_end(processes: LocalExecutor) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(processes.info("workers/0").pid, number)
     assert isinstance((await run(processes, LOAD))[-1], Loaded)
 
 
-async def test_a_worker_that_cannot_start_is_an_error_and_leaves_no_process():
+async def test_a_worker_that_cannot_start_is_an_error_and_leaves_no_process() -> None:
     executor = local("one", "broken")
     with pytest.raises(WorkerLostError, match="workers/1 ended with exit code 1"):
         await executor.start()
     assert multiprocessing.active_children() == []
 
 
-async def test_a_worker_that_takes_too_long_to_start_is_an_error():
+async def test_a_worker_that_takes_too_long_to_start_is_an_error() -> None:
     executor = local("slow to start", start_timeout=0.01)
     with pytest.raises(WorkerLostError, match="start_timeout"):
         await executor.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from denoised.errors import InternalError, NotAPipelineError, PipelineNotFoundError, WorkerLostError
 from denoised.values import Artifact
@@ -30,6 +31,8 @@ from denoised_server.messages import (
     Unloaded,
     Watch,
 )
+
+Kind = TypeVar("Kind", bound=Command)
 
 WEIGHT_BYTES = 1000
 PARAMETERS = (
@@ -127,7 +130,7 @@ class FakeExecutor:
         self._deaths.put(worker)
         self._end(worker)
 
-    def sent(self, kind: type[Command]) -> list[Command]:
+    def sent(self, kind: type[Kind]) -> list[Kind]:
         """Commands of a kind that have arrived."""
         return [command for command in self.log if isinstance(command, kind)]
 

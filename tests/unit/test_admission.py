@@ -22,7 +22,7 @@ def fill(line: Admission[str], *tickets: str) -> list[str]:
     return admitted
 
 
-def test_as_many_run_as_may_and_the_others_wait_in_order():
+def test_as_many_run_as_may_and_the_others_wait_in_order() -> None:
     line = admission(running=2)
     assert fill(line, "a", "b", "c", "d") == ["a", "b"]
     assert line.positions() == {"c": 0, "d": 1}
@@ -32,7 +32,7 @@ def test_as_many_run_as_may_and_the_others_wait_in_order():
     assert line.positions() == {"d": 0}
 
 
-def test_higher_priority_goes_first_and_equals_in_order_of_arrival():
+def test_higher_priority_goes_first_and_equals_in_order_of_arrival() -> None:
     line = admission(waiting=10)
     fill(line, "running")
     for ticket, priority in (("low", -5), ("a", 0), ("urgent", 100), ("b", 0)):
@@ -46,7 +46,7 @@ def test_higher_priority_goes_first_and_equals_in_order_of_arrival():
     assert order == ["urgent", "a", "b", "low"]
 
 
-def test_who_gives_up_leaves_the_line():
+def test_who_gives_up_leaves_the_line() -> None:
     line = admission()
     fill(line, "a", "b", "c")
     line.release("b", 0)
@@ -55,7 +55,7 @@ def test_who_gives_up_leaves_the_line():
     assert line.running_count == 1
 
 
-def test_a_full_line_refuses_and_says_when_to_try_again():
+def test_a_full_line_refuses_and_says_when_to_try_again() -> None:
     line = admission(running=2, waiting=1)
     fill(line, "a", "b", "c")
     with pytest.raises(QueueFullError) as caught:
@@ -70,7 +70,7 @@ def test_a_full_line_refuses_and_says_when_to_try_again():
     assert caught.value.retry_after == 10
 
 
-def test_the_advice_has_bounds():
+def test_the_advice_has_bounds() -> None:
     line = admission(waiting=0)
     fill(line, "a")
     line.release("a", 1_000_000)
@@ -81,7 +81,7 @@ def test_the_advice_has_bounds():
     assert caught.value.retry_after == 60
 
 
-def test_without_a_line_there_is_room_while_not_all_run():
+def test_without_a_line_there_is_room_while_not_all_run() -> None:
     line = admission(waiting=0)
     assert fill(line, "a") == ["a"]
     with pytest.raises(QueueFullError):

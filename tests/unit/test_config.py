@@ -11,7 +11,7 @@ from denoised_server.config import Settings, SettingsError
 
 
 @pytest.fixture(autouse=True)
-def bare_environment(monkeypatch, tmp_path):
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"DENOISED_{name.upper()}", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -22,7 +22,9 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_flags_go_before_the_environment_before_the_file_before_defaults(monkeypatch, tmp_path):
+def test_flags_go_before_the_environment_before_the_file_before_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = write(tmp_path / "denoised.toml", "max_waiting = 1\nmax_running = 1\nmax_joined = 1\n")
     monkeypatch.setenv("DENOISED_MAX_WAITING", "2")
     monkeypatch.setenv("DENOISED_MAX_RUNNING", "2")
@@ -31,13 +33,13 @@ def test_flags_go_before_the_environment_before_the_file_before_defaults(monkeyp
     assert settings.address == "127.0.0.1:50051"
 
 
-def test_an_empty_configuration_serves():
+def test_an_empty_configuration_serves() -> None:
     settings = config.read({}, None)
     assert settings.device == "auto"
     assert settings.state_dir.name == "denoised"
 
 
-def test_variables_of_the_sdk_are_none_of_our_business(monkeypatch):
+def test_variables_of_the_sdk_are_none_of_our_business(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DENOISED_TARGET", "somewhere:1")
     config.read({}, None)
 
@@ -63,11 +65,11 @@ def test_variables_of_the_sdk_are_none_of_our_business(monkeypatch):
         ("address", "[::]:50051", "[::]:50051"),
     ],
 )
-def test_these_values_are_understood(name, value, meant):
+def test_these_values_are_understood(name: str, value: object, meant: object) -> None:
     assert getattr(config.read({name: value}, None), name) == meant
 
 
-def test_directories_in_the_environment_are_separated_as_in_path(monkeypatch):
+def test_directories_in_the_environment_are_separated_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DENOISED_ALLOW_DIRS", "/a:/b")
     assert config.read({}, None).allow_dirs == [Path("/a"), Path("/b")]
 
@@ -90,35 +92,35 @@ def test_directories_in_the_environment_are_separated_as_in_path(monkeypatch):
         ("max_running", 0),
     ],
 )
-def test_these_values_are_refused_by_the_name_of_the_setting(name, value):
+def test_these_values_are_refused_by_the_name_of_the_setting(name: str, value: object) -> None:
     with pytest.raises(SettingsError, match=f"^{name}: "):
         config.read({name: value}, None)
 
 
-def test_an_unknown_setting_comes_with_the_nearest_that_there_is(tmp_path):
+def test_an_unknown_setting_comes_with_the_nearest_that_there_is(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="did you mean max_waiting"):
         config.read({}, write(tmp_path / "a.toml", "max_waitng = 1"))
     with pytest.raises(SettingsError, match="--print-config"):
         config.read({"colour": "blue"}, None)
 
 
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     for file in (tmp_path / "absent.toml", write(tmp_path / "a.toml", "max_waiting = ")):
         with pytest.raises(SettingsError, match=file.name):
             config.read({}, file)
 
 
-def test_what_is_printed_says_the_same_when_it_is_read(tmp_path):
+def test_what_is_printed_says_the_same_when_it_is_read(tmp_path: Path) -> None:
     settings = config.read({"memory_budget": "75%", "allow_dirs": ["/a b", '/"quoted"'], "drain_grace": "90s"}, None)
     printed = settings.to_toml()
     assert config.read({}, write(tmp_path / "a.toml", printed)).model_dump() == settings.model_dump()
     assert set(tomllib.loads(printed)) == set(Settings.model_fields)
 
 
-def test_every_setting_is_explained_with_its_default():
+def test_every_setting_is_explained_with_its_default() -> None:
     printed = config.read({}, None).to_toml()
     for name, field in Settings.model_fields.items():
         above = printed.split(f"\n{name} = ")[0].rsplit("\n\n", 1)[1]
         assert above.startswith("# ")
         assert "Default: " in above
-        assert field.description.endswith(".")
+        assert (field.description or "").endswith(".")

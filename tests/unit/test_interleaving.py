@@ -3,24 +3,33 @@
 The reference is the same request run when nothing else runs, which the parity suite shows equal to diffusers.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from denoised_server.messages import Finished
 from peft import LoraConfig
 
 from tests.unit.worker_driver import Driver, finished, images
 
-SIZE = {"height": 64, "width": 64}
+SIZE: dict[str, Any] = {"height": 64, "width": 64}
 
 
 @pytest.fixture
-def driver(checkpoint_dir):
+def driver(checkpoint_dir: Path) -> Iterator[Driver]:
     driver = Driver(checkpoint_dir)
     yield driver
     driver.close()
 
 
-def alone_and_together(driver, requests, **options):
+def alone_and_together(
+    driver: Driver, requests: list[tuple[str, dict[str, Any]]], **options: Any
+) -> tuple[list[Any], list[Any], list[Finished]]:
     """Outputs of the requests one after another and all at once, and what each cost together."""
     alone = [images(driver.generate(name, **options, **request).result()) for name, request in requests]
     running = [driver.generate(name, **options, **request) for name, request in requests]
@@ -28,11 +37,11 @@ def alone_and_together(driver, requests, **options):
     return alone, [images(events) for events in together], [finished(events) for events in together]
 
 
-def request(index, **more):
+def request(index: int, **more: Any) -> dict[str, Any]:
     return {"prompt": f"a cat {index}", "seed": index, "num_inference_steps": 6 + index, **SIZE, **more}
 
 
-def test_pag_beside_plain_requests_on_one_unet(driver, sd_checkpoint):
+def test_pag_beside_plain_requests_on_one_unet(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/plain", sd_checkpoint)
     driver.load("pipelines/pag", sd_checkpoint, overrides={"enable_pag": True, "pag_applied_layers": ["mid"]})
     assert len(driver.snapshot().components) == 3, "one UNet, VAE and text encoder for both"
@@ -50,7 +59,7 @@ def test_pag_beside_plain_requests_on_one_unet(driver, sd_checkpoint):
     assert not np.allclose(alone[1], images(driver.generate("pipelines/plain", **request(1)).result()), atol=1e-3)
 
 
-def test_forbidden_pag_and_plain_requests_are_bit_identical(driver, sd_checkpoint):
+def test_forbidden_pag_and_plain_requests_are_bit_identical(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/plain", sd_checkpoint)
     driver.load("pipelines/pag", sd_checkpoint, overrides={"enable_pag": True, "pag_applied_layers": ["mid"]})
     requests = [("pipelines/plain", request(0)), ("pipelines/pag", request(1, pag_scale=3.0))]
@@ -59,7 +68,7 @@ def test_forbidden_pag_and_plain_requests_are_bit_identical(driver, sd_checkpoin
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_a_pag_request_cancelled_half_way_leaves_the_unet_as_it_was(driver, sd_checkpoint):
+def test_a_pag_request_cancelled_half_way_leaves_the_unet_as_it_was(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/plain", sd_checkpoint)
     driver.load("pipelines/pag", sd_checkpoint, overrides={"enable_pag": True, "pag_applied_layers": ["mid"]})
     before = images(driver.generate("pipelines/plain", **request(0)).result())
@@ -70,7 +79,7 @@ def test_a_pag_request_cancelled_half_way_leaves_the_unet_as_it_was(driver, sd_c
     np.testing.assert_array_equal(images(driver.generate("pipelines/plain", **request(0)).result()), before)
 
 
-def test_sdxl_casts_of_a_half_precision_vae(driver, sdxl_checkpoint):
+def test_sdxl_casts_of_a_half_precision_vae(driver: Driver, sdxl_checkpoint: Path) -> None:
     driver.load("pipelines/xl", sdxl_checkpoint, dtype="float16")
     # The same length, so that both come to their casts in the same moments.
     requests = [("pipelines/xl", request(index, num_inference_steps=4)) for index in range(4)]
@@ -82,7 +91,7 @@ def test_sdxl_casts_of_a_half_precision_vae(driver, sdxl_checkpoint):
     assert {parameter.dtype for parameter in vae.parameters()} == {torch.float16}
 
 
-def test_lora_scales_on_the_text_encoder(driver, sd_checkpoint):
+def test_lora_scales_on_the_text_encoder(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/lora", sd_checkpoint)
     pipeline = driver.worker._pipelines["pipelines/lora"].pipeline
     torch.manual_seed(0)
@@ -101,13 +110,13 @@ def test_lora_scales_on_the_text_encoder(driver, sd_checkpoint):
     assert not np.allclose(alone[0], alone[3], atol=1e-3), "the scale matters"
 
 
-def test_autocast_around_a_call_reaches_no_other_request(driver, sd_checkpoint):
+def test_autocast_around_a_call_reaches_no_other_request(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/plain", sd_checkpoint)
     driver.load("pipelines/cast", sd_checkpoint)
     live = driver.worker._pipelines["pipelines/cast"]
 
-    class Casting(type(live.pipeline)):
-        def __call__(self, *args, **kwargs):
+    class Casting(type(live.pipeline)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 return super().__call__(*args, **kwargs)
 

@@ -1,5 +1,7 @@
 """Bytes promised and held."""
 
+from __future__ import annotations
+
 import pytest
 from denoised.errors import NeverFitsError, NoRoomError
 from denoised_server.worker.ledger import Ledger
@@ -7,20 +9,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 
-def test_what_is_held_costs_nothing_again():
+def test_what_is_held_costs_nothing_again() -> None:
     ledger = Ledger(100)
     ledger.settle(ledger.reserve(ledger.plan({"unet": 60})), {"unet": 60})
     plan = ledger.plan({"unet": 60, "vae": 30})
     assert (plan.new_bytes, plan.shared_bytes) == (30, 60)
 
 
-def test_weights_larger_than_the_budget_never_fit():
+def test_weights_larger_than_the_budget_never_fit() -> None:
     with pytest.raises(NeverFitsError) as caught:
         Ledger(100).plan({"unet": 101})
     assert caught.value.metadata["budget_bytes"] == "100"
 
 
-def test_weights_that_fit_only_an_empty_device_find_no_room_for_now():
+def test_weights_that_fit_only_an_empty_device_find_no_room_for_now() -> None:
     ledger = Ledger(100)
     ledger.reserve(ledger.plan({"unet": 60}))
     with pytest.raises(NoRoomError) as caught:
@@ -29,7 +31,7 @@ def test_weights_that_fit_only_an_empty_device_find_no_room_for_now():
     assert caught.value.metadata["free_bytes"] == "40"
 
 
-def test_a_failed_load_leaves_the_ledger_as_it_was():
+def test_a_failed_load_leaves_the_ledger_as_it_was() -> None:
     ledger = Ledger(100)
     ledger.cancel(ledger.reserve(ledger.plan({"unet": 60})))
     assert (ledger.free_bytes, ledger.reserved_bytes, ledger.weight_bytes) == (100, 0, 0)
@@ -39,12 +41,13 @@ class Life(RuleBasedStateMachine):
     """Loads that succeed, fail and are let go of, in any order."""
 
     @initialize(budget=st.integers(0, 200))
-    def start(self, budget):
+    def start(self, budget: int) -> None:
         self.ledger, self.budget = Ledger(budget), budget
-        self.loading, self.held = {}, {}
+        self.loading: dict[int, dict[str, int]] = {}
+        self.held: dict[str, int] = {}
 
     @rule(components=st.dictionaries(st.sampled_from("abcde"), st.integers(0, 100), max_size=3))
-    def load(self, components):
+    def load(self, components: dict[str, int]) -> None:
         components = {digest: self.held.get(digest, size) for digest, size in components.items()}
         try:
             plan = self.ledger.plan(components)
@@ -53,23 +56,23 @@ class Life(RuleBasedStateMachine):
         self.loading[self.ledger.reserve(plan)] = dict(plan.new)
 
     @rule()
-    def succeed(self):
+    def succeed(self) -> None:
         if self.loading:
             number, components = self.loading.popitem()
             self.ledger.settle(number, components)
             self.held |= components
 
     @rule()
-    def fail(self):
+    def fail(self) -> None:
         if self.loading:
             self.ledger.cancel(self.loading.popitem()[0])
 
     @rule(digest=st.sampled_from("abcde"))
-    def release(self, digest):
+    def release(self, digest: str) -> None:
         assert self.ledger.release(digest) == self.held.pop(digest, 0)
 
     @invariant()
-    def adds_up(self):
+    def adds_up(self) -> None:
         if hasattr(self, "ledger"):
             ledger = self.ledger
             assert ledger.weight_bytes == sum(self.held.values())

@@ -31,7 +31,7 @@ SNAPSHOT = Snapshot(
 
 
 @pytest.fixture
-def metrics():
+def metrics() -> Metrics:
     return Metrics(version="1.2.3", methods=("Generate", "GetPipeline"), workers=("workers/0", "workers/1"))
 
 
@@ -39,7 +39,7 @@ def read(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def test_known_labels_start_at_zero(metrics):
+def test_known_labels_start_at_zero(metrics: Metrics) -> None:
     assert read(metrics, "denoised_requests_total", method="Generate", outcome="queue_full") == 0
     assert read(metrics, "denoised_requests_running", worker="workers/1") == 0
     assert read(metrics, "denoised_pipelines", state="loading") == 0
@@ -49,7 +49,7 @@ def test_known_labels_start_at_zero(metrics):
     assert read(metrics, "denoised_build_info", version="1.2.3") == 1
 
 
-def test_calls_are_counted_by_outcome_and_timed(metrics):
+def test_calls_are_counted_by_outcome_and_timed(metrics: Metrics) -> None:
     metrics.request_ended("Generate", "ok", 0.02)
     metrics.request_ended("Generate", "queue_full", 0.001)
     assert read(metrics, "denoised_requests_total", method="Generate", outcome="queue_full") == 1
@@ -57,7 +57,7 @@ def test_calls_are_counted_by_outcome_and_timed(metrics):
     assert read(metrics, "denoised_request_seconds_bucket", method="Generate", le="0.025") == 2
 
 
-def test_gauges_show_the_last_that_was_told(metrics):
+def test_gauges_show_the_last_that_was_told(metrics: Metrics) -> None:
     metrics.queue_changed("workers/0", running=3, waiting=2)
     metrics.queue_changed("workers/0", running=2, waiting=0)
     metrics.pipelines_changed({"active": 2})
@@ -68,7 +68,7 @@ def test_gauges_show_the_last_that_was_told(metrics):
     assert read(metrics, "denoised_pipelines", state="loading") == 1
 
 
-def test_snapshots_show_memory_and_work(metrics):
+def test_snapshots_show_memory_and_work(metrics: Metrics) -> None:
     metrics.worker_reported("workers/0", SNAPSHOT)
     assert read(metrics, "denoised_device_memory_bytes", worker="workers/0", kind="weight") == 3_000
     assert read(metrics, "denoised_device_memory_bytes", worker="workers/0", kind="budget") == 9_000
@@ -80,7 +80,7 @@ def test_snapshots_show_memory_and_work(metrics):
     assert read(metrics, "denoised_denoise_step_seconds_count", worker="workers/0") == 10
 
 
-def test_counts_never_fall_when_a_worker_starts_anew(metrics):
+def test_counts_never_fall_when_a_worker_starts_anew(metrics: Metrics) -> None:
     metrics.worker_reported("workers/0", SNAPSHOT)
     metrics.worker_lost("workers/0")
     assert read(metrics, "denoised_engine_calls_total", worker="workers/0") == 10
@@ -94,7 +94,7 @@ def test_counts_never_fall_when_a_worker_starts_anew(metrics):
     assert read(metrics, "denoised_worker_restarts_total", worker="workers/0") == 1
 
 
-def test_they_are_served_over_http_without_what_callers_have_chosen(metrics):
+def test_they_are_served_over_http_without_what_callers_have_chosen(metrics: Metrics) -> None:
     metrics.worker_reported("workers/0", SNAPSHOT)
     server = MetricsServer(metrics.registry, host="127.0.0.1", port=0)
     try:

@@ -1,5 +1,9 @@
 """A request's changes to shared modules, off and on."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import greenlet
 import pytest
 import torch
@@ -9,33 +13,33 @@ from torch import nn
 
 
 @pytest.fixture(autouse=True)
-def hooks():
+def hooks() -> None:
     overlay.install()
 
 
-class Requested(greenlet.greenlet):
+class Requested(greenlet.greenlet):  # type: ignore[misc]
     """Code that runs as part of a request."""
 
-    def __init__(self, run):
+    def __init__(self, run: Callable[[], object]) -> None:
         super().__init__(run)
         self.overlay = Overlay()
 
 
-def as_request(run):
+def as_request(run: Callable[[], object]) -> Overlay:
     request = Requested(run)
     request.switch()
     return request.overlay
 
 
 class Attention(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.processor = "plain"
         self.linear = nn.Linear(2, 2)
         self.register_buffer("scale", torch.ones(1))
 
 
-def test_an_attribute_is_taken_off_and_put_on():
+def test_an_attribute_is_taken_off_and_put_on() -> None:
     module = Attention()
     changes = as_request(lambda: setattr(module, "processor", "pag"))
     assert module.processor == "pag"
@@ -46,7 +50,7 @@ def test_an_attribute_is_taken_off_and_put_on():
     assert module.processor == "pag"
 
 
-def test_a_cast_is_taken_off_with_the_very_same_weights():
+def test_a_cast_is_taken_off_with_the_very_same_weights() -> None:
     module = Attention().half()
     before = module.linear.weight.data_ptr()
     changes = as_request(lambda: module.to(torch.float32))
@@ -58,10 +62,10 @@ def test_a_cast_is_taken_off_with_the_very_same_weights():
     assert module.linear.weight.dtype == torch.float32
 
 
-def test_a_change_that_amounts_to_nothing_is_forgotten():
+def test_a_change_that_amounts_to_nothing_is_forgotten() -> None:
     module = Attention()
 
-    def run():
+    def run() -> None:
         module.processor = "pag"
         module.processor = "plain"
         module.to(torch.float32)
@@ -71,15 +75,17 @@ def test_a_change_that_amounts_to_nothing_is_forgotten():
     assert not changes
 
 
-def test_a_module_in_place_of_a_plain_value_is_taken_off_too():
+def test_a_module_in_place_of_a_plain_value_is_taken_off_too() -> None:
     module = Attention()
-    changes = as_request(lambda: module.__dict__.pop("processor") and setattr(module, "processor", nn.Identity()))
+    changes = as_request(
+        lambda: module.__dict__.pop("processor") and setattr(module, "processor", nn.Identity())  # type: ignore[func-returns-value]
+    )
     assert isinstance(module.processor, nn.Identity)
     changes.take_off()
     assert "processor" not in module._modules
 
 
-def test_an_attribute_that_was_not_there_is_gone_again():
+def test_an_attribute_that_was_not_there_is_gone_again() -> None:
     module = Attention()
     changes = as_request(lambda: setattr(module, "cache", [1]))
     changes.take_off()
@@ -88,14 +94,14 @@ def test_an_attribute_that_was_not_there_is_gone_again():
     assert module.cache == [1]
 
 
-def test_outside_of_requests_nothing_is_recorded():
+def test_outside_of_requests_nothing_is_recorded() -> None:
     module = Attention()
     module.processor = "other"
     module.to(torch.float64)
     assert overlay.current() is None
 
 
-def test_scales_of_peft_layers_are_taken_off():
+def test_scales_of_peft_layers_are_taken_off() -> None:
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), peft.LoraConfig(target_modules=["0"]))
     layer = model.base_model.model[0]

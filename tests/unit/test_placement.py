@@ -28,11 +28,13 @@ def candidate(worker: str, free: int, *recipes: Recipe, takes_work: bool = True)
         ([candidate("a", 1, Recipe(Spec("cat", dtype="float16"))), candidate("b", 9)], "b"),
     ],
 )
-def test_the_worker_with_the_same_weights_then_most_room_then_least_to_do_is_chosen(candidates, chosen):
+def test_the_worker_with_the_same_weights_then_most_room_then_least_to_do_is_chosen(
+    candidates: list[Candidate], chosen: str
+) -> None:
     assert choose(CAT, candidates) == chosen
 
 
-def test_without_a_worker_that_takes_work_the_caller_may_try_again():
+def test_without_a_worker_that_takes_work_the_caller_may_try_again() -> None:
     with pytest.raises(WorkerLostError) as caught:
         choose(CAT, [candidate("a", 1, takes_work=False)])
     assert caught.value.retry_after

@@ -6,7 +6,9 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 from denoised.errors import (
@@ -22,31 +24,34 @@ from denoised.errors import (
     WatchLaggedError,
     WorkerLostError,
 )
+from denoised.values import Plain
 from denoised_server import supervision, watchers
-from denoised_server.generations import Queued, Summary
+from denoised_server.generations import GenerationEvent, Queued, Summary
 from denoised_server.handles import State
 from denoised_server.messages import Derivation, Derive, Generate, Load, LoadProgress, Output, Progress, Spec, Unload
 from denoised_server.pool import Lease, Pool
 from denoised_server.supervision import WorkerState
+from denoised_server.views import PipelineView, WorkerView
 from denoised_server.watchers import ChangeKind
 
 from tests.unit.fake_executor import WEIGHT_BYTES, FakeExecutor
 
+MakePool = Callable[..., Awaitable[Pool]]
 SPEC = Spec("weights")
 INPAINTING = Derivation("inpainting")
 
 
 @pytest.fixture
-def executor():
+def executor() -> FakeExecutor:
     return FakeExecutor()
 
 
 @pytest.fixture
-async def make_pool(executor):
+async def make_pool(executor: FakeExecutor) -> AsyncIterator[MakePool]:
     """Starts pools over the executor, or another one, and stops them."""
     pools = []
 
-    async def make(other: FakeExecutor | None = None, **settings) -> Pool:
+    async def make(other: FakeExecutor | None = None, **settings: Any) -> Pool:
         pools.append(Pool(other or executor, **settings))
         await pools[-1].start()
         return pools[-1]
@@ -57,40 +62,42 @@ async def make_pool(executor):
 
 
 @pytest.fixture
-async def pool(make_pool):
+async def pool(make_pool: MakePool) -> Pool:
     return await make_pool()
 
 
-async def load(pool, spec=SPEC, **lease):
-    return [event async for event in pool.load(spec, Lease(**lease))][-1]
+async def load(pool: Pool, spec: Spec = SPEC, **lease: Any) -> PipelineView:
+    view = [event async for event in pool.load(spec, Lease(**lease))][-1]
+    assert isinstance(view, PipelineView)
+    return view
 
 
-async def generate(pool, name, prompt="a cat", steps=3, **others):
-    arguments = {"prompt": prompt, "num_inference_steps": steps}
+async def generate(pool: Pool, name: str, prompt: str = "a cat", steps: int = 3, **others: Any) -> list[Any]:
+    arguments: dict[str, Plain] = {"prompt": prompt, "num_inference_steps": steps}
     return [event async for event in pool.generate(Generate(name, arguments, **others))]
 
 
-def hanging(pool, name, **others):
+def hanging(pool: Pool, name: str, **others: Any) -> AsyncGenerator[GenerationEvent, None]:
     return pool.generate(Generate(name, {"prompt": "hang"}, **others))
 
 
-def names(pool):
+def names(pool: Pool) -> list[str]:
     return [view.name for view in pool.list_pipelines(page_size=0, page_token="")[0]]
 
 
-def only_worker(pool):
+def only_worker(pool: Pool) -> WorkerView:
     (worker,), _ = pool.list_workers(page_size=0, page_token="")
     return worker
 
 
-async def soon(predicate):
+async def soon(predicate: Callable[[], object]) -> None:
     """Lets everything else run until something is true."""
     async with asyncio.timeout(5):
         while not predicate():  # noqa: ASYNC110 - nothing here tells when to look again.
             await asyncio.sleep(0)
 
 
-async def settle():
+async def settle() -> None:
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -98,8 +105,8 @@ async def settle():
 # Loading
 
 
-async def test_a_load_yields_progress_and_then_the_pipeline(pool):
-    events = [event async for event in pool.load(SPEC, Lease())]
+async def test_a_load_yields_progress_and_then_the_pipeline(pool: Pool) -> None:
+    events: list[Any] = [event async for event in pool.load(SPEC, Lease())]
     assert isinstance(events[0], LoadProgress)
     view = events[-1]
     assert (view.state, view.worker, view.residency) == (State.ACTIVE, "workers/0", "device")
@@ -107,7 +114,9 @@ async def test_a_load_yields_progress_and_then_the_pipeline(pool):
     assert pool.get(view.name) == view
 
 
-async def test_equal_loads_at_the_same_time_are_one_load_with_a_handle_for_each(pool, executor):
+async def test_equal_loads_at_the_same_time_are_one_load_with_a_handle_for_each(
+    pool: Pool, executor: FakeExecutor
+) -> None:
     executor.hold(Load)
     loads = [asyncio.create_task(load(pool)) for _ in range(5)]
     await soon(lambda: len(executor.sent(Load)) == 1)
@@ -121,7 +130,7 @@ async def test_equal_loads_at_the_same_time_are_one_load_with_a_handle_for_each(
     assert {part.sharer_count for part in pool.get(views[0].name).components if part.component.digest} == {5}
 
 
-async def test_a_load_that_comes_while_twins_are_made_still_joins(pool, executor):
+async def test_a_load_that_comes_while_twins_are_made_still_joins(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Derive)
     first, second = (asyncio.create_task(load(pool)) for _ in range(2))
     await soon(lambda: executor.sent(Derive))
@@ -132,7 +141,7 @@ async def test_a_load_that_comes_while_twins_are_made_still_joins(pool, executor
     assert (len(executor.sent(Load)), len(executor.sent(Derive))) == (1, 2)
 
 
-async def test_different_loads_are_not_joined(pool, executor):
+async def test_different_loads_are_not_joined(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Load)
     loads = [asyncio.create_task(load(pool, Spec("weights", dtype=dtype))) for dtype in ("float32", "float16")]
     await soon(lambda: len(executor.sent(Load)) == 2)
@@ -140,7 +149,7 @@ async def test_different_loads_are_not_joined(pool, executor):
     await asyncio.gather(*loads)
 
 
-async def test_a_failed_load_leaves_nothing_behind(pool, executor):
+async def test_a_failed_load_leaves_nothing_behind(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Load)
     loads = [asyncio.create_task(load(pool, Spec("absent"), request_id="r1", pipeline_id="mine"))]
     loads.append(asyncio.create_task(load(pool, Spec("absent"))))
@@ -155,7 +164,7 @@ async def test_a_failed_load_leaves_nothing_behind(pool, executor):
     await load(pool, request_id="r1", pipeline_id="mine")
 
 
-async def test_leaving_a_load_abandons_it(pool, executor):
+async def test_leaving_a_load_abandons_it(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Load)
     task = asyncio.create_task(load(pool))
     await soon(lambda: executor.sent(Load))
@@ -164,7 +173,7 @@ async def test_leaving_a_load_abandons_it(pool, executor):
     assert [type(command) for command in executor.cancelled] == [Load]
 
 
-async def test_a_load_that_another_caller_waits_for_goes_on(pool, executor):
+async def test_a_load_that_another_caller_waits_for_goes_on(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Load)
     first, second = (asyncio.create_task(load(pool)) for _ in range(2))
     await soon(lambda: executor.sent(Load))
@@ -180,7 +189,7 @@ async def test_a_load_that_another_caller_waits_for_goes_on(pool, executor):
     assert pool.get(view.name).exclusive_bytes == WEIGHT_BYTES
 
 
-async def test_an_abandoned_id_is_free_again_once_the_worker_has_let_go(pool, executor):
+async def test_an_abandoned_id_is_free_again_once_the_worker_has_let_go(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Load)
     first = asyncio.create_task(load(pool, pipeline_id="mine"))
     await soon(lambda: executor.sent(Load))
@@ -191,7 +200,9 @@ async def test_an_abandoned_id_is_free_again_once_the_worker_has_let_go(pool, ex
     assert executor.workers["workers/0"].pipelines == {"pipelines/mine": "other"}
 
 
-async def test_a_chosen_id_with_the_same_spec_joins_and_with_another_is_taken(pool, executor):
+async def test_a_chosen_id_with_the_same_spec_joins_and_with_another_is_taken(
+    pool: Pool, executor: FakeExecutor
+) -> None:
     first = await load(pool, pipeline_id="mine")
     assert (await load(pool, pipeline_id="mine")).name == first.name
     assert len(executor.sent(Load)) == 1
@@ -199,7 +210,7 @@ async def test_a_chosen_id_with_the_same_spec_joins_and_with_another_is_taken(po
         await load(pool, Spec("other"), pipeline_id="mine")
 
 
-async def test_a_request_sent_again_joins_the_first_one(pool, executor):
+async def test_a_request_sent_again_joins_the_first_one(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Load)
     loads = [asyncio.create_task(load(pool, request_id="r1")) for _ in range(2)]
     await soon(lambda: executor.sent(Load))
@@ -211,14 +222,14 @@ async def test_a_request_sent_again_joins_the_first_one(pool, executor):
     assert (len(executor.sent(Load)), len(executor.sent(Derive))) == (1, 0)
 
 
-async def test_a_load_whose_worker_dies_fails_and_may_be_sent_again(pool, executor):
+async def test_a_load_whose_worker_dies_fails_and_may_be_sent_again(pool: Pool, executor: FakeExecutor) -> None:
     with pytest.raises(WorkerLostError) as caught:
         await load(pool, Spec("die"), request_id="r1")
     assert caught.value.retry_after
     assert (await load(pool, request_id="r1")).state is State.ACTIVE
 
 
-async def test_loads_go_where_the_weights_are_and_others_where_there_is_room(make_pool):
+async def test_loads_go_where_the_weights_are_and_others_where_there_is_room(make_pool: MakePool) -> None:
     executor = FakeExecutor(2)
     pool = await make_pool(executor)
     cats, dogs = await asyncio.gather(load(pool, Spec("cat")), load(pool, Spec("dog")))
@@ -231,7 +242,7 @@ async def test_loads_go_where_the_weights_are_and_others_where_there_is_room(mak
 # Deriving
 
 
-async def test_deriving_shares_all_bytes_and_depends_on_nothing(pool, executor):
+async def test_deriving_shares_all_bytes_and_depends_on_nothing(pool: Pool, executor: FakeExecutor) -> None:
     source = await load(pool)
     derived = await pool.derive(source.name, INPAINTING, Lease(pipeline_id="painter"))
     assert derived.name == "pipelines/painter"
@@ -244,7 +255,7 @@ async def test_deriving_shares_all_bytes_and_depends_on_nothing(pool, executor):
     assert await pool.unload(derived.name) == WEIGHT_BYTES
 
 
-async def test_a_derivation_sent_again_is_the_same_pipeline(pool):
+async def test_a_derivation_sent_again_is_the_same_pipeline(pool: Pool) -> None:
     source = await load(pool)
     both = await asyncio.gather(*(pool.derive(source.name, INPAINTING, Lease(request_id="r1")) for _ in range(2)))
     assert both[0].name == both[1].name
@@ -252,7 +263,7 @@ async def test_a_derivation_sent_again_is_the_same_pipeline(pool):
         await pool.derive(source.name, Derivation("image-to-image"), Lease(request_id="r1"))
 
 
-async def test_deriving_from_what_is_not_there_names_the_field(pool):
+async def test_deriving_from_what_is_not_there_names_the_field(pool: Pool) -> None:
     with pytest.raises(PipelineNotFoundError):
         await pool.derive("pipelines/absent", INPAINTING, Lease())
     with pytest.raises(InvalidFieldError) as caught:
@@ -260,7 +271,7 @@ async def test_deriving_from_what_is_not_there_names_the_field(pool):
     assert caught.value.metadata["field"] == "source"
 
 
-async def test_deriving_from_a_pipeline_that_was_lost_brings_it_back(pool, executor):
+async def test_deriving_from_a_pipeline_that_was_lost_brings_it_back(pool: Pool, executor: FakeExecutor) -> None:
     source = await load(pool)
     executor.kill("workers/0")
     await settle()
@@ -271,7 +282,7 @@ async def test_deriving_from_a_pipeline_that_was_lost_brings_it_back(pool, execu
 # Generating
 
 
-async def test_a_generation_streams_steps_output_and_a_summary(pool):
+async def test_a_generation_streams_steps_output_and_a_summary(pool: Pool) -> None:
     view = await load(pool)
     events = await generate(pool, view.name, seeds=(7,))
     assert events[:3] == [Progress(1, 3), Progress(2, 3), Progress(3, 3)]
@@ -280,7 +291,7 @@ async def test_a_generation_streams_steps_output_and_a_summary(pool):
     assert len(events) == 5
 
 
-async def test_a_seed_is_drawn_before_the_start_when_none_is_sent(pool, executor):
+async def test_a_seed_is_drawn_before_the_start_when_none_is_sent(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     summaries = [(await generate(pool, view.name))[-1] for _ in range(2)]
     seeds = [command.seeds for command in executor.sent(Generate)]
@@ -290,7 +301,7 @@ async def test_a_seed_is_drawn_before_the_start_when_none_is_sent(pool, executor
     assert executor.sent(Generate)[-1].seeds == ()
 
 
-async def test_bad_arguments_are_refused_before_anything_is_sent(pool, executor):
+async def test_bad_arguments_are_refused_before_anything_is_sent(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     with pytest.raises(UnknownArgumentError):
         await anext(pool.generate(Generate(view.name, {"promt": "a cat"})))
@@ -300,7 +311,7 @@ async def test_bad_arguments_are_refused_before_anything_is_sent(pool, executor)
     assert pool.get(view.name).generation_count == 0
 
 
-async def test_a_generation_may_wait_for_a_pipeline_that_is_being_loaded(pool, executor):
+async def test_a_generation_may_wait_for_a_pipeline_that_is_being_loaded(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Load)
     loading = asyncio.create_task(load(pool, pipeline_id="mine"))
     await soon(lambda: executor.sent(Load))
@@ -314,7 +325,7 @@ async def test_a_generation_may_wait_for_a_pipeline_that_is_being_loaded(pool, e
         await wrong
 
 
-async def test_closing_a_generation_cancels_it(pool, executor):
+async def test_closing_a_generation_cancels_it(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     async with aclosing(hanging(pool, view.name)) as events:
         await anext(events)
@@ -323,7 +334,7 @@ async def test_closing_a_generation_cancels_it(pool, executor):
     assert pool.get(view.name).generation_count == 0
 
 
-async def test_who_has_to_wait_hears_where_it_stands(make_pool):
+async def test_who_has_to_wait_hears_where_it_stands(make_pool: MakePool) -> None:
     pool = await make_pool(max_running=1)
     view = await load(pool)
     async with aclosing(hanging(pool, view.name)) as running, aclosing(hanging(pool, view.name)) as second:
@@ -338,7 +349,7 @@ async def test_who_has_to_wait_hears_where_it_stands(make_pool):
         assert await anext(second) == Progress(1, 3)
 
 
-async def test_a_full_queue_refuses_and_others_are_not_harmed(make_pool):
+async def test_a_full_queue_refuses_and_others_are_not_harmed(make_pool: MakePool) -> None:
     pool = await make_pool(max_running=1, max_waiting=1)
     view = await load(pool)
     async with aclosing(hanging(pool, view.name)) as running, aclosing(hanging(pool, view.name)) as waiting:
@@ -352,14 +363,14 @@ async def test_a_full_queue_refuses_and_others_are_not_harmed(make_pool):
     assert len(await generate(pool, view.name)) == 5
 
 
-async def test_use_pushes_the_expiry(pool):
+async def test_use_pushes_the_expiry(pool: Pool) -> None:
     view = await load(pool, ttl=60)
     await asyncio.sleep(0.01)
     await generate(pool, view.name)
     assert pool.get(view.name).expire_time > view.expire_time
 
 
-async def test_an_error_of_the_worker_reaches_the_caller_alone(pool):
+async def test_an_error_of_the_worker_reaches_the_caller_alone(pool: Pool) -> None:
     view = await load(pool)
     async with aclosing(hanging(pool, view.name)) as other:
         await anext(other)
@@ -371,7 +382,7 @@ async def test_an_error_of_the_worker_reaches_the_caller_alone(pool):
 # Workers that die
 
 
-async def test_a_death_fails_what_was_running_and_the_handle_works_on(pool, executor):
+async def test_a_death_fails_what_was_running_and_the_handle_works_on(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     async with aclosing(hanging(pool, view.name)) as other:
         await anext(other)
@@ -390,7 +401,9 @@ async def test_a_death_fails_what_was_running_and_the_handle_works_on(pool, exec
     assert (worker.restart_count, worker.state) == (1, WorkerState.ACTIVE)
 
 
-async def test_who_wants_a_lost_pipeline_at_the_same_time_has_it_rebuilt_once(pool, executor):
+async def test_who_wants_a_lost_pipeline_at_the_same_time_has_it_rebuilt_once(
+    pool: Pool, executor: FakeExecutor
+) -> None:
     views = [await load(pool) for _ in range(3)]
     executor.kill("workers/0")
     await settle()
@@ -399,7 +412,7 @@ async def test_who_wants_a_lost_pipeline_at_the_same_time_has_it_rebuilt_once(po
     assert (len(executor.sent(Load)), len(executor.sent(Derive))) == (1, 2)
 
 
-async def test_what_waited_for_the_dead_worker_is_run_after_all(make_pool, executor):
+async def test_what_waited_for_the_dead_worker_is_run_after_all(make_pool: MakePool, executor: FakeExecutor) -> None:
     pool = await make_pool(max_running=1)
     view = await load(pool)
     async with aclosing(hanging(pool, view.name)) as running:
@@ -413,7 +426,7 @@ async def test_what_waited_for_the_dead_worker_is_run_after_all(make_pool, execu
         assert isinstance((await waiting)[-1], Summary)
 
 
-async def test_another_worker_takes_over_while_one_is_down(make_pool):
+async def test_another_worker_takes_over_while_one_is_down(make_pool: MakePool) -> None:
     executor = FakeExecutor(2)
     executor.failing_restarts = 1000
     pool = await make_pool(executor)
@@ -425,7 +438,9 @@ async def test_another_worker_takes_over_while_one_is_down(make_pool):
     assert pool.is_serving
 
 
-async def test_a_worker_that_does_not_come_up_is_tried_again(make_pool, executor, monkeypatch):
+async def test_a_worker_that_does_not_come_up_is_tried_again(
+    make_pool: MakePool, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervision, "BACKOFF_SECONDS", (0.0,))
     executor.failing_restarts = 3
     pool = await make_pool()
@@ -437,7 +452,7 @@ async def test_a_worker_that_does_not_come_up_is_tried_again(make_pool, executor
     assert pool.is_serving
 
 
-async def test_without_any_worker_the_caller_is_told_to_try_again(make_pool, executor):
+async def test_without_any_worker_the_caller_is_told_to_try_again(make_pool: MakePool, executor: FakeExecutor) -> None:
     executor.failing_restarts = 1000
     pool = await make_pool(start_timeout=0.01)
     view = await load(pool)
@@ -451,7 +466,7 @@ async def test_without_any_worker_the_caller_is_told_to_try_again(make_pool, exe
 # Unloading and leases
 
 
-async def test_unloading_frees_what_nobody_shares_and_may_be_repeated(pool, executor):
+async def test_unloading_frees_what_nobody_shares_and_may_be_repeated(pool: Pool, executor: FakeExecutor) -> None:
     views = [await load(pool) for _ in range(2)]
     assert await pool.unload(views[0].name) == 0
     assert await pool.unload(views[1].name) == WEIGHT_BYTES
@@ -463,7 +478,7 @@ async def test_unloading_frees_what_nobody_shares_and_may_be_repeated(pool, exec
         await pool.unload("pipelines/never-there")
 
 
-async def test_unloading_waits_for_what_runs_and_lets_nothing_new_in(pool, executor):
+async def test_unloading_waits_for_what_runs_and_lets_nothing_new_in(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     executor.hold(Generate)
     running = asyncio.create_task(generate(pool, view.name))
@@ -479,7 +494,7 @@ async def test_unloading_waits_for_what_runs_and_lets_nothing_new_in(pool, execu
     assert await asyncio.gather(*unloads) == [WEIGHT_BYTES, WEIGHT_BYTES]
 
 
-async def test_unloading_waits_for_who_came_while_the_pipeline_was_lost(pool, executor):
+async def test_unloading_waits_for_who_came_while_the_pipeline_was_lost(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     executor.kill("workers/0")
     await settle()
@@ -493,7 +508,9 @@ async def test_unloading_waits_for_who_came_while_the_pipeline_was_lost(pool, ex
     assert await unload == WEIGHT_BYTES
 
 
-async def test_deriving_under_the_id_of_its_source_while_that_is_unloaded_does_not_hang(pool, executor):
+async def test_deriving_under_the_id_of_its_source_while_that_is_unloaded_does_not_hang(
+    pool: Pool, executor: FakeExecutor
+) -> None:
     await load(pool, pipeline_id="mine")
     executor.kill("workers/0")
     await settle()
@@ -508,7 +525,7 @@ async def test_deriving_under_the_id_of_its_source_while_that_is_unloaded_does_n
         await derive
 
 
-async def test_unloading_by_force_ends_what_runs_and_waits(make_pool, executor):
+async def test_unloading_by_force_ends_what_runs_and_waits(make_pool: MakePool, executor: FakeExecutor) -> None:
     pool = await make_pool(max_running=1)
     view = await load(pool)
     async with aclosing(hanging(pool, view.name)) as running, aclosing(hanging(pool, view.name)) as waiting:
@@ -525,7 +542,7 @@ async def test_unloading_by_force_ends_what_runs_and_waits(make_pool, executor):
                     pass
 
 
-async def test_an_unload_goes_on_when_its_caller_leaves(pool, executor):
+async def test_an_unload_goes_on_when_its_caller_leaves(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     executor.hold(Unload)
     unload = asyncio.create_task(pool.unload(view.name))
@@ -536,7 +553,7 @@ async def test_an_unload_goes_on_when_its_caller_leaves(pool, executor):
     await soon(lambda: names(pool) == [])
 
 
-async def test_a_pipeline_that_is_being_loaded_can_be_unloaded(pool, executor):
+async def test_a_pipeline_that_is_being_loaded_can_be_unloaded(pool: Pool, executor: FakeExecutor) -> None:
     executor.hold(Load)
     loading = asyncio.create_task(load(pool, pipeline_id="mine"))
     await soon(lambda: executor.sent(Load))
@@ -546,7 +563,7 @@ async def test_a_pipeline_that_is_being_loaded_can_be_unloaded(pool, executor):
     assert names(pool) == []
 
 
-async def test_an_id_can_be_loaded_again_while_it_is_being_unloaded(pool, executor):
+async def test_an_id_can_be_loaded_again_while_it_is_being_unloaded(pool: Pool, executor: FakeExecutor) -> None:
     await load(pool, pipeline_id="mine")
     executor.hold(Unload)
     unload = asyncio.create_task(pool.unload("pipelines/mine"))
@@ -559,14 +576,14 @@ async def test_an_id_can_be_loaded_again_while_it_is_being_unloaded(pool, execut
     assert executor.workers["workers/0"].pipelines == {"pipelines/mine": "other"}
 
 
-async def test_unloading_what_was_lost_needs_no_worker(pool, executor):
+async def test_unloading_what_was_lost_needs_no_worker(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     executor.kill("workers/0")
     await settle()
     assert await pool.unload(view.name) == 0
 
 
-async def test_a_lease_that_runs_out_unloads_unless_the_pipeline_is_used(pool, executor):
+async def test_a_lease_that_runs_out_unloads_unless_the_pipeline_is_used(pool: Pool, executor: FakeExecutor) -> None:
     idle, used = await load(pool, ttl=60), await load(pool, ttl=60)
     async with aclosing(hanging(pool, used.name)) as running:
         await anext(running)
@@ -581,7 +598,7 @@ async def test_a_lease_that_runs_out_unloads_unless_the_pipeline_is_used(pool, e
     assert await pool.unload(idle.name) == 0
 
 
-async def test_renewing_sets_the_lease_anew(pool):
+async def test_renewing_sets_the_lease_anew(pool: Pool) -> None:
     view = await load(pool, ttl=60)
     renewed = pool.renew(view.name, 600)
     assert renewed.expire_time - renewed.last_use_time == pytest.approx(600)
@@ -590,11 +607,12 @@ async def test_renewing_sets_the_lease_anew(pool):
 # Watching
 
 
-async def test_a_watch_begins_with_what_there_is_and_goes_on_with_what_changes(pool):
+async def test_a_watch_begins_with_what_there_is_and_goes_on_with_what_changes(pool: Pool) -> None:
     first = await load(pool)
+    changes: Any
     async with aclosing(pool.watch()) as changes:
 
-        async def until(kind, name):
+        async def until(kind: ChangeKind, name: str) -> Any:
             async with asyncio.timeout(5):
                 while (change := await anext(changes)).kind is not kind or change.pipeline.name != name:
                     pass
@@ -612,7 +630,7 @@ async def test_a_watch_begins_with_what_there_is_and_goes_on_with_what_changes(p
         assert (await until(ChangeKind.MODIFIED, first.name)).exclusive_bytes == WEIGHT_BYTES
 
 
-async def test_a_watcher_who_does_not_keep_up_is_told_so(pool, monkeypatch):
+async def test_a_watcher_who_does_not_keep_up_is_told_so(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchers, "MAX_PENDING", 3)
     view = await load(pool)
     async with aclosing(pool.watch()) as slow, aclosing(pool.watch()) as quick:
@@ -629,7 +647,7 @@ async def test_a_watcher_who_does_not_keep_up_is_told_so(pool, monkeypatch):
 # The end
 
 
-async def test_draining_finishes_what_runs_and_refuses_the_rest(make_pool, executor):
+async def test_draining_finishes_what_runs_and_refuses_the_rest(make_pool: MakePool, executor: FakeExecutor) -> None:
     pool = await make_pool(max_running=1)
     view = await load(pool)
     executor.hold(Generate)
@@ -656,7 +674,7 @@ async def test_draining_finishes_what_runs_and_refuses_the_rest(make_pool, execu
                 pass
 
 
-async def test_the_grace_ends(pool):
+async def test_the_grace_ends(pool: Pool) -> None:
     view = await load(pool)
     async with aclosing(hanging(pool, view.name)) as running:
         await anext(running)
@@ -666,7 +684,7 @@ async def test_the_grace_ends(pool):
                 pass
 
 
-def test_the_pool_needs_no_more_than_grpcio():
+def test_the_pool_needs_no_more_than_grpcio() -> None:
     program = """
 import sys
 for name in ("torch", "diffusers", "pydantic", "pydantic_settings", "prometheus_client", "psutil", "grpc_health"):

@@ -11,6 +11,7 @@ from denoised_server import supervision
 from denoised_server.handles import State
 from denoised_server.messages import Derivation, Derive, Generate, Load, Spec, Unload
 from denoised_server.pool import Lease, Pool
+from denoised_server.views import PipelineView, WorkerView
 
 from tests.unit.fake_executor import FakeExecutor
 
@@ -64,7 +65,7 @@ async def weather(executor: FakeExecutor, dice: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(25))
-async def test_nothing_is_left_over(seed, monkeypatch):
+async def test_nothing_is_left_over(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "BACKOFF_SECONDS", (0.0, 0.001))
     dice = random.Random(seed)
     executor = FakeExecutor(2)
@@ -92,20 +93,20 @@ async def test_nothing_is_left_over(seed, monkeypatch):
     await pool.stop()
 
 
-def views(pool: Pool):
+def views(pool: Pool) -> list[PipelineView]:
     return pool.list_pipelines(page_size=500, page_token="")[0]
 
 
-def workers(pool: Pool):
+def workers(pool: Pool) -> list[WorkerView]:
     return pool.list_workers(page_size=0, page_token="")[0]
 
 
-async def test_a_storm_can_kill():
+async def test_a_storm_can_kill() -> None:
     """That the weather above is bad enough."""
     executor = FakeExecutor(1)
     pool = Pool(executor)
     await pool.start()
     executor.kill("workers/0")
     with pytest.raises(WorkerLostError):
-        await anext(executor.submit("workers/0", Load("pipelines/a", None)))
+        await anext(executor.submit("workers/0", Load("pipelines/a", None)))  # type: ignore[arg-type]
     await pool.stop()

@@ -11,6 +11,8 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -36,9 +38,11 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def daemon(tmp_path, *settings: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def daemon(tmp_path: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A running daemon: its process, its address and the address of its metrics."""
     process = start(tmp_path, *settings)
+    assert process.stdout
+    assert process.stderr
     try:
         found = re.fullmatch(r"denoised ready on (\S+), metrics on (\S+)\n", process.stdout.readline())
         assert found, process.stderr.read()
@@ -54,7 +58,7 @@ def daemon(tmp_path, *settings: str) -> Iterator[tuple[subprocess.Popen[str], st
         process.stderr.close()
 
 
-def start(tmp_path, *settings: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, *settings: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM, f"state_dir={tmp_path}", *settings]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -62,21 +66,23 @@ def start(tmp_path, *settings: str) -> subprocess.Popen[str]:
 def load(channel: grpc.Channel) -> str:
     spec = pipeline_service_pb2.PipelineSpec(repo_id="weights")
     responses = PipelineServiceStub(channel).LoadPipeline(pipeline_service_pb2.LoadPipelineRequest(spec=spec))
-    return [*responses][-1].pipeline.name
+    name: str = [*responses][-1].pipeline.name
+    return name
 
 
-def generate(channel: grpc.Channel, pipeline: str, prompt: str = "a cat", steps: int = 3):
+def generate(channel: grpc.Channel, pipeline: str, prompt: str = "a cat", steps: int = 3) -> Any:
     request = generation_service_pb2.GenerateRequest(
-        pipeline=pipeline, prompt=prompt, sampling={"num_inference_steps": steps}
+        pipeline=pipeline, prompt=prompt, sampling=generation_service_pb2.Sampling(num_inference_steps=steps)
     )
     return GenerationServiceStub(channel).Generate(request)
 
 
 def health(channel: grpc.Channel, service: str) -> int:
-    return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service)).status
+    status: int = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service)).status
+    return status
 
 
-def test_it_answers_health_reflection_and_metrics(tmp_path):
+def test_it_answers_health_reflection_and_metrics(tmp_path: Path) -> None:
     with daemon(tmp_path, "workers=2") as (_, address, metrics), grpc.insecure_channel(address) as channel:
         for service in ("", *SERVICES):
             assert health(channel, service) == health_pb2.HealthCheckResponse.SERVING
@@ -88,7 +94,7 @@ def test_it_answers_health_reflection_and_metrics(tmp_path):
         assert "denoised_images_total 1.0" in text
 
 
-def test_on_sigterm_it_finishes_what_runs_and_exits_with_zero(tmp_path):
+def test_on_sigterm_it_finishes_what_runs_and_exits_with_zero(tmp_path: Path) -> None:
     with daemon(tmp_path) as (process, address, _), grpc.insecure_channel(address) as channel:
         name = load(channel)
         running = generate(channel, name, steps=300)
@@ -101,7 +107,7 @@ def test_on_sigterm_it_finishes_what_runs_and_exits_with_zero(tmp_path):
         assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
-def test_the_grace_is_a_setting_and_a_second_signal_needs_none(tmp_path):
+def test_the_grace_is_a_setting_and_a_second_signal_needs_none(tmp_path: Path) -> None:
     with daemon(tmp_path, "drain_grace=0.1") as (process, address, _), grpc.insecure_channel(address) as channel:
         running = generate(channel, load(channel), "hang")
         next(running)
@@ -123,7 +129,7 @@ def test_the_grace_is_a_setting_and_a_second_signal_needs_none(tmp_path):
         running.cancel()
 
 
-def test_workers_end_with_a_daemon_that_is_killed(tmp_path):
+def test_workers_end_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
     with daemon(tmp_path, "workers=2") as (process, _, _):
         workers = psutil.Process(process.pid).children(recursive=True)
         assert len(workers) >= 2
@@ -132,7 +138,9 @@ def test_workers_end_with_a_daemon_that_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["address", "metrics_address"])
-def test_a_port_in_use_is_one_sentence_and_no_worker_is_started(tmp_path, setting, capfd):
+def test_a_port_in_use_is_one_sentence_and_no_worker_is_started(
+    tmp_path: Path, setting: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         given = {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0", "device": "cpu", "state_dir": tmp_path}
@@ -145,14 +153,16 @@ def test_a_port_in_use_is_one_sentence_and_no_worker_is_started(tmp_path, settin
     assert err == f"denoised: {setting} {address} cannot be listened on: it is in use; another daemon may be running.\n"
 
 
-def test_workers_that_cannot_start_end_the_daemon_with_one_sentence(tmp_path, capfd):
+def test_workers_that_cannot_start_end_the_daemon_with_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     given = {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0", "device": "cpu", "state_dir": tmp_path}
     code = server.main(given, config_file=None, print_config=False, verbose=False, worker="no.such:Worker")
     assert code == 1
     assert capfd.readouterr().err.splitlines()[-1].startswith("denoised: workers/0 ended with exit code 1.")
 
 
-def test_settings_that_cannot_be_used_are_one_sentence(capfd):
+def test_settings_that_cannot_be_used_are_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     for given in ({"max_runing": 1}, {"workers": 0}, {"device": "gpu"}):
         assert server.main(given, config_file=None, print_config=False, verbose=False) == 2
     errors = capfd.readouterr().err.splitlines()
@@ -161,6 +171,6 @@ def test_settings_that_cannot_be_used_are_one_sentence(capfd):
     assert "did you mean max_running?" in errors[0]
 
 
-def test_the_configuration_can_be_printed(capfd):
+def test_the_configuration_can_be_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert server.main({"max_running": 7}, config_file=None, print_config=True, verbose=False) == 0
     assert "\nmax_running = 7\n" in capfd.readouterr().out

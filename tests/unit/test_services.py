@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
 from denoised.errors import (
     DeadlineExceededError,
+    DenoisedError,
     InternalError,
     InvalidFieldError,
     MessageTooLargeError,
@@ -32,6 +35,7 @@ from denoised_server.messages import Generate, Load
 from denoised_server.observer import Observer
 from denoised_server.pool import Pool
 from denoised_server.services import add_services
+from google.protobuf.duration_pb2 import Duration
 
 from tests.unit.fake_executor import WEIGHT_BYTES, FakeExecutor
 
@@ -45,38 +49,41 @@ class Outcomes(Observer):
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
 
-    def request_ended(self, method, outcome, seconds):
+    def request_ended(self, method: str, outcome: str, seconds: float) -> None:
         self.seen.append((method, outcome))
 
 
 class Daemon:
     """Stubs of a daemon's services, and what is behind them."""
 
-    def __init__(self, executor, pool, outcomes, channel):
+    def __init__(self, executor: FakeExecutor, pool: Pool, outcomes: Outcomes, channel: grpc.aio.Channel) -> None:
         self.executor = executor
         self.pool = pool
         self.outcomes = outcomes.seen
-        self.pipelines = PipelineServiceStub(channel)
-        self.generations = GenerationServiceStub(channel)
-        self.workers = WorkerServiceStub(channel)
+        # Stubs on a channel of asyncio have types of their own, which do not exist at run time.
+        self.pipelines: Any = PipelineServiceStub(channel)
+        self.generations: Any = GenerationServiceStub(channel)
+        self.workers: Any = WorkerServiceStub(channel)
 
-    async def load(self, repo_id="weights", **fields):
+    async def load(self, repo_id: str = "weights", **fields: Any) -> pipeline_service_pb2.Pipeline:
         spec = pipeline_service_pb2.PipelineSpec(repo_id=repo_id)
         request = pipeline_service_pb2.LoadPipelineRequest(spec=spec, **fields)
-        return [response async for response in self.pipelines.LoadPipeline(request)][-1].pipeline
+        responses = [response async for response in self.pipelines.LoadPipeline(request)]
+        pipeline: pipeline_service_pb2.Pipeline = responses[-1].pipeline
+        return pipeline
 
-    def generate(self, pipeline, prompt="a cat", **fields):
+    def generate(self, pipeline: str, prompt: str = "a cat", **fields: Any) -> Any:
         request = generation_service_pb2.GenerateRequest(pipeline=pipeline, prompt=prompt, **fields)
         return self.generations.Generate(request)
 
-    async def outcome(self, method):
+    async def outcome(self, method: str) -> str:
         """How the last call of a method ended; the daemon may learn of it after its client."""
         await soon(lambda: any(name == method for name, _ in self.outcomes))
         return [outcome for name, outcome in self.outcomes if name == method][-1]
 
 
 @asynccontextmanager
-async def serving(**settings):
+async def serving(**settings: Any) -> AsyncIterator[Daemon]:
     executor, outcomes = FakeExecutor(), Outcomes()
     pool = Pool(executor, **settings)
     await pool.start()
@@ -94,22 +101,22 @@ async def serving(**settings):
 
 
 @pytest.fixture
-async def daemon():
+async def daemon() -> AsyncIterator[Daemon]:
     async with serving() as daemon:
         yield daemon
 
 
-async def soon(predicate):
+async def soon(predicate: Callable[[], object]) -> None:
     """Lets the daemon go on until something is true."""
     async with asyncio.timeout(5):
         while not predicate():  # noqa: ASYNC110 - what it waits for travels over a socket.
             await asyncio.sleep(0.001)
 
 
-async def failure(call):
+async def failure(call: Any) -> tuple[DenoisedError, grpc.StatusCode]:
     """The error of ours that a call fails with, and its status code."""
 
-    async def finish():
+    async def finish() -> None:
         if hasattr(call, "__aiter__"):
             async for _ in call:
                 pass
@@ -123,7 +130,7 @@ async def failure(call):
     return from_call(error.code(), error.details(), trailing, target="test"), error.code()
 
 
-async def fails_with(call, kind, code, **metadata):
+async def fails_with(call: Any, kind: type[DenoisedError], code: str, **metadata: str) -> DenoisedError:
     error, found = await failure(call)
     assert type(error) is kind
     assert found is getattr(grpc.StatusCode, code)
@@ -133,7 +140,7 @@ async def fails_with(call, kind, code, **metadata):
     return error
 
 
-async def test_the_main_job(daemon):
+async def test_the_main_job(daemon: Daemon) -> None:
     loaded = await daemon.load(pipeline_id="mine", ttl={"seconds": 60})
     assert loaded.name == "pipelines/mine"
     assert loaded.state == pipeline_service_pb2.Pipeline.STATE_ACTIVE
@@ -156,7 +163,7 @@ async def test_the_main_job(daemon):
     assert {outcome for _, outcome in daemon.outcomes} == {"ok"}
 
 
-async def test_pipelines_can_be_read_listed_and_renewed(daemon):
+async def test_pipelines_can_be_read_listed_and_renewed(daemon: Daemon) -> None:
     names = [(await daemon.load()).name for _ in range(3)]
     request = pipeline_service_pb2.GetPipelineRequest(name=names[0])
     assert (await daemon.pipelines.GetPipeline(request)).pipeline.shared_bytes == WEIGHT_BYTES
@@ -166,12 +173,12 @@ async def test_pipelines_can_be_read_listed_and_renewed(daemon):
     )
     assert [pipeline.name for pipeline in (*page.pipelines, *rest.pipelines)] == names
     assert rest.next_page_token == ""
-    renew = pipeline_service_pb2.RenewPipelineRequest(name=names[0], ttl={"seconds": 5})
+    renew = pipeline_service_pb2.RenewPipelineRequest(name=names[0], ttl=Duration(seconds=5))
     renewed = (await daemon.pipelines.RenewPipeline(renew)).pipeline
     assert renewed.expire_time.seconds - renewed.last_use_time.seconds == 5
 
 
-async def test_a_watch_shows_what_there_is_and_then_what_changes(daemon):
+async def test_a_watch_shows_what_there_is_and_then_what_changes(daemon: Daemon) -> None:
     first = await daemon.load()
     watch = daemon.pipelines.WatchPipelines(pipeline_service_pb2.WatchPipelinesRequest())
     responses = [await watch.read() for _ in range(2)]
@@ -185,7 +192,7 @@ async def test_a_watch_shows_what_there_is_and_then_what_changes(daemon):
     assert await daemon.outcome("WatchPipelines") == "cancelled"
 
 
-async def test_workers_and_the_server_can_be_looked_at(daemon):
+async def test_workers_and_the_server_can_be_looked_at(daemon: Daemon) -> None:
     await daemon.load()
     async with asyncio.timeout(5):
         while True:
@@ -199,7 +206,7 @@ async def test_workers_and_the_server_can_be_looked_at(daemon):
     assert (info.library_versions["torch"], list(info.embedded_models)) == ("1.0", ["demo"])
 
 
-async def test_leaving_a_call_cancels_the_generation(daemon):
+async def test_leaving_a_call_cancels_the_generation(daemon: Daemon) -> None:
     name = (await daemon.load()).name
     call = daemon.generate(name, "hang")
     await call.read()
@@ -208,7 +215,7 @@ async def test_leaving_a_call_cancels_the_generation(daemon):
     assert [type(command) for command in daemon.executor.cancelled] == [Generate]
 
 
-async def test_leaving_a_load_abandons_it(daemon):
+async def test_leaving_a_load_abandons_it(daemon: Daemon) -> None:
     daemon.executor.hold(Load)
     spec = pipeline_service_pb2.PipelineSpec(repo_id="weights")
     call = daemon.pipelines.LoadPipeline(pipeline_service_pb2.LoadPipelineRequest(spec=spec))
@@ -221,7 +228,7 @@ async def test_leaving_a_load_abandons_it(daemon):
     assert [type(command) for command in daemon.executor.cancelled] == [Load]
 
 
-async def test_a_deadline_that_passes_cancels_the_generation(daemon):
+async def test_a_deadline_that_passes_cancels_the_generation(daemon: Daemon) -> None:
     name = (await daemon.load()).name
     request = generation_service_pb2.GenerateRequest(pipeline=name, prompt="hang")
     await fails_with(daemon.generations.Generate(request, timeout=0.05), DeadlineExceededError, "DEADLINE_EXCEEDED")
@@ -242,7 +249,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize(("spec", "field"), SPECS)
-async def test_a_bad_spec_is_refused_by_the_name_of_the_field(daemon, spec, field):
+async def test_a_bad_spec_is_refused_by_the_name_of_the_field(daemon: Daemon, spec: dict[str, Any], field: str) -> None:
     request = pipeline_service_pb2.LoadPipelineRequest(spec=pipeline_service_pb2.PipelineSpec(**spec))
     await fails_with(daemon.pipelines.LoadPipeline(request), InvalidFieldError, "INVALID_ARGUMENT", field=field)
     assert daemon.executor.sent(Load) == []
@@ -274,17 +281,19 @@ PNG = {"media_type": "image/png", "data": b"png"}
         ({"prompt": "x" * 65_537}, "prompt"),
     ],
 )
-async def test_a_bad_request_is_refused_by_the_name_of_the_field(daemon, fields, field):
+async def test_a_bad_request_is_refused_by_the_name_of_the_field(
+    daemon: Daemon, fields: dict[str, Any], field: str
+) -> None:
     name = (await daemon.load()).name
     await fails_with(daemon.generate(name, **fields), InvalidFieldError, "INVALID_ARGUMENT", field=field)
     assert daemon.executor.sent(Generate) == []
     assert await daemon.outcome("Generate") == "invalid_field"
 
 
-async def test_everything_that_a_request_says_reaches_the_worker(daemon):
+async def test_everything_that_a_request_says_reaches_the_worker(daemon: Daemon) -> None:
     name = (await daemon.load()).name
-    request = generation_service_pb2.GenerateRequest(
-        pipeline=name,
+    call = daemon.generate(
+        name,
         prompt="a cat",
         image=PNG,
         sampling={"height": 64, "guidance_scale": 7, "generators": [{"device": "cpu", "state": b"state"}]},
@@ -293,9 +302,10 @@ async def test_everything_that_a_request_says_reaches_the_worker(daemon):
         batching=generation_service_pb2.BATCHING_FORBID,
         priority=-3,
     )
-    events = [event async for event in daemon.generations.Generate(request)]
+    events = [event async for event in call]
     (command,) = daemon.executor.sent(Generate)
-    assert command.arguments["image"].data == b"png"
+    image: Any = command.arguments["image"]
+    assert image.data == b"png"
     assert {key: command.arguments[key] for key in ("prompt", "height", "width", "guidance_scale")} == {
         "prompt": "a cat",
         "height": 64,
@@ -309,7 +319,7 @@ async def test_everything_that_a_request_says_reaches_the_worker(daemon):
     assert not any(event.output.HasField("seed") for event in events)
 
 
-async def test_each_failure_has_its_code_and_its_reason(daemon):
+async def test_each_failure_has_its_code_and_its_reason(daemon: Daemon) -> None:
     name = (await daemon.load(pipeline_id="mine")).name
     unknown = daemon.generate(name, arguments={"promt": {"string_value": "x"}})
     await fails_with(unknown, UnknownArgumentError, "INVALID_ARGUMENT", suggestion="prompt")
@@ -318,7 +328,7 @@ async def test_each_failure_has_its_code_and_its_reason(daemon):
     other = pipeline_service_pb2.PipelineSpec(repo_id="other")
     taken = pipeline_service_pb2.LoadPipelineRequest(spec=other, pipeline_id="mine")
     await fails_with(daemon.pipelines.LoadPipeline(taken), PipelineExistsError, "ALREADY_EXISTS")
-    short = pipeline_service_pb2.LoadPipelineRequest(spec=other, ttl={"nanos": 1})
+    short = pipeline_service_pb2.LoadPipelineRequest(spec=other, ttl=Duration(nanos=1))
     await fails_with(daemon.pipelines.LoadPipeline(short), InvalidFieldError, "INVALID_ARGUMENT", field="ttl")
     absent = pipeline_service_pb2.LoadPipelineRequest(spec=pipeline_service_pb2.PipelineSpec(repo_id="absent"))
     error = await fails_with(daemon.pipelines.LoadPipeline(absent), NotAPipelineError, "FAILED_PRECONDITION")
@@ -333,7 +343,7 @@ async def test_each_failure_has_its_code_and_its_reason(daemon):
     assert len([event async for event in daemon.generate(name)]) > 1
 
 
-async def test_a_full_queue_is_told_with_the_time_to_wait():
+async def test_a_full_queue_is_told_with_the_time_to_wait() -> None:
     async with serving(max_running=1, max_waiting=0) as daemon:
         name = (await daemon.load()).name
         running = daemon.generate(name, "hang")
@@ -343,7 +353,7 @@ async def test_a_full_queue_is_told_with_the_time_to_wait():
         running.cancel()
 
 
-async def test_a_forced_unload_tells_who_was_running(daemon):
+async def test_a_forced_unload_tells_who_was_running(daemon: Daemon) -> None:
     name = (await daemon.load()).name
     running = aiter(daemon.generate(name, "hang"))
     await anext(running)
@@ -351,7 +361,7 @@ async def test_a_forced_unload_tells_who_was_running(daemon):
     await fails_with(running, PipelineUnloadedError, "ABORTED")
 
 
-async def test_a_message_over_the_limit_is_refused_with_the_limit(daemon):
+async def test_a_message_over_the_limit_is_refused_with_the_limit(daemon: Daemon) -> None:
     name = (await daemon.load()).name
     for size in (MAX_MESSAGE_BYTES, 3 * MAX_MESSAGE_BYTES):
         image = {"media_type": "image/png", "data": b"x" * size}
@@ -363,15 +373,17 @@ async def test_a_message_over_the_limit_is_refused_with_the_limit(daemon):
     assert "max_message_bytes" in error.hint
 
 
-async def test_draining_refuses_new_work(daemon):
+async def test_draining_refuses_new_work(daemon: Daemon) -> None:
     name = (await daemon.load()).name
     await daemon.pool.drain(0)
     error = await fails_with(daemon.generate(name), ShuttingDownError, "UNAVAILABLE")
     assert error.hint
 
 
-async def test_a_bug_is_logged_under_its_request_id_and_not_told(daemon, monkeypatch, caplog):
-    def broken(*_, **__):
+async def test_a_bug_is_logged_under_its_request_id_and_not_told(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a secret")
 
     monkeypatch.setattr(daemon.pool, "list_pipelines", broken)
@@ -385,7 +397,7 @@ async def test_a_bug_is_logged_under_its_request_id_and_not_told(daemon, monkeyp
     assert "a secret" in caplog.text
 
 
-async def test_a_long_and_foreign_error_text_still_fits_into_the_headers(daemon):
+async def test_a_long_and_foreign_error_text_still_fits_into_the_headers(daemon: Daemon) -> None:
     name = "ä" * 500
     await fails_with(daemon.generate(name), InvalidFieldError, "INVALID_ARGUMENT", field="pipeline")
     request = pipeline_service_pb2.LoadPipelineRequest(

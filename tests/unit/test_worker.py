@@ -1,7 +1,12 @@
 """Commands to a real worker."""
 
+from __future__ import annotations
+
 import json
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,25 +26,25 @@ from denoised.errors import (
 )
 from denoised.values import Artifact
 from denoised_server.messages import Generate, Load, LoadProgress, Progress, Recipe, Spec
-from denoised_server.worker.engine import Engine
+from denoised_server.worker.engine import Call, Engine
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from tests import checkpoints
 from tests.unit.worker_driver import Driver, finished, images
 
-SIZE = {"height": 64, "width": 64}
+SIZE: dict[str, Any] = {"height": 64, "width": 64}
 PICTURE = Image.new("RGB", (64, 64), (200, 80, 20))
 
 
 @pytest.fixture
-def driver(checkpoint_dir, tmp_path):
+def driver(checkpoint_dir: Path, tmp_path: Path) -> Iterator[Driver]:
     driver = Driver(checkpoint_dir, tmp_path)
     yield driver
     driver.close()
 
 
-def test_loading_reports_progress_and_ends_with_the_pipeline(driver, sd_checkpoint):
+def test_loading_reports_progress_and_ends_with_the_pipeline(driver: Driver, sd_checkpoint: Path) -> None:
     events = driver.start(Load("pipelines/a", Recipe(Spec(str(sd_checkpoint), task="text-to-image")))).result()
     reports = [event for event in events if isinstance(event, LoadProgress)]
     assert {"unet", "vae", "text_encoder"} <= {report.role for report in reports}
@@ -54,7 +59,7 @@ def test_loading_reports_progress_and_ends_with_the_pipeline(driver, sd_checkpoi
     assert held["tokenizer"] == held["scheduler"] == 0
 
 
-def test_deriving_and_loading_again_take_no_bytes(driver, sd_checkpoint):
+def test_deriving_and_loading_again_take_no_bytes(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/a", sd_checkpoint)
     before = driver.snapshot().weight_bytes
     driver.derive("pipelines/b", "pipelines/a", "image-to-image")
@@ -68,7 +73,7 @@ def test_deriving_and_loading_again_take_no_bytes(driver, sd_checkpoint):
     assert driver.snapshot().weight_bytes == 0
 
 
-def test_checkpoints_share_what_has_the_same_content(driver, sd_checkpoint, tmp_path):
+def test_checkpoints_share_what_has_the_same_content(driver: Driver, sd_checkpoint: Path, tmp_path: Path) -> None:
     driver.load("pipelines/a", sd_checkpoint)
     before = driver.snapshot().weight_bytes
     other = driver.load("pipelines/b", checkpoints.stable_diffusion(tmp_path / "other", seed=7))
@@ -78,16 +83,16 @@ def test_checkpoints_share_what_has_the_same_content(driver, sd_checkpoint, tmp_
         images(driver.generate(f"pipelines/{name}", **SIZE, prompt="a", num_inference_steps=2).result())
         for name in "ab"
     ]
-    assert not np.allclose(*images_of, atol=1e-3)
+    assert not np.allclose(*images_of, atol=1e-3)  # type: ignore[misc]
 
 
-def test_two_dtypes_are_two_components(driver, sd_checkpoint):
+def test_two_dtypes_are_two_components(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/a", sd_checkpoint)
     driver.load("pipelines/b", sd_checkpoint, dtype="bfloat16")
     assert len(driver.snapshot().components) == 6
 
 
-def test_a_changed_checkpoint_is_read_anew(driver, tmp_path):
+def test_a_changed_checkpoint_is_read_anew(driver: Driver, tmp_path: Path) -> None:
     folder = checkpoints.stable_diffusion(tmp_path / "sd", seed=1)
     first = driver.load("pipelines/a", folder)
     checkpoints.stable_diffusion(folder, seed=2)
@@ -97,10 +102,10 @@ def test_a_changed_checkpoint_is_read_anew(driver, tmp_path):
     assert digests[0]["vae"] == digests[1]["vae"]
 
 
-def test_weights_stay_as_they_are_when_their_file_does_not(driver, tmp_path):
+def test_weights_stay_as_they_are_when_their_file_does_not(driver: Driver, tmp_path: Path) -> None:
     folder = checkpoints.stable_diffusion(tmp_path / "sd")
     driver.load("pipelines/a", folder)
-    request = {"prompt": "a", "num_inference_steps": 2, "forbid": True, **SIZE}
+    request: dict[str, Any] = {"prompt": "a", "num_inference_steps": 2, "forbid": True, **SIZE}
     before = images(driver.generate("pipelines/a", **request).result())
     for weights in folder.glob("*/*.safetensors"):
         with weights.open("r+b") as file:
@@ -108,7 +113,7 @@ def test_weights_stay_as_they_are_when_their_file_does_not(driver, tmp_path):
     np.testing.assert_array_equal(images(driver.generate("pipelines/a", **request).result()), before)
 
 
-def test_a_component_from_elsewhere_and_none_at_all(driver, sd_checkpoint, tmp_path):
+def test_a_component_from_elsewhere_and_none_at_all(driver: Driver, sd_checkpoint: Path, tmp_path: Path) -> None:
     from denoised_server.messages import ComponentSource
 
     other = checkpoints.stable_diffusion(tmp_path / "other", seed=7)
@@ -126,7 +131,7 @@ def test_a_component_from_elsewhere_and_none_at_all(driver, sd_checkpoint, tmp_p
     assert unets[0].digest == unets[1].digest
 
 
-def test_cancelling_stops_within_a_step(driver, sd_checkpoint):
+def test_cancelling_stops_within_a_step(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/a", sd_checkpoint)
     running = driver.generate("pipelines/a", prompt="a", **SIZE, num_inference_steps=900)
     assert isinstance(running.next(), Progress)
@@ -137,7 +142,7 @@ def test_cancelling_stops_within_a_step(driver, sd_checkpoint):
     assert driver.snapshot().calls <= calls + len(events) + 2
 
 
-def test_a_load_that_is_cancelled_leaves_nothing(driver, sd_checkpoint):
+def test_a_load_that_is_cancelled_leaves_nothing(driver: Driver, sd_checkpoint: Path) -> None:
     running = driver.start(Load("pipelines/a", Recipe(Spec(str(sd_checkpoint), task="text-to-image"))))
     running.cancel()
     running.result()
@@ -146,13 +151,13 @@ def test_a_load_that_is_cancelled_leaves_nothing(driver, sd_checkpoint):
     driver.load("pipelines/a", sd_checkpoint)
 
 
-def test_loading_beside_requests_changes_no_bit(driver, sd_checkpoint, sdxl_checkpoint):
+def test_loading_beside_requests_changes_no_bit(driver: Driver, sd_checkpoint: Path, sdxl_checkpoint: Path) -> None:
     driver.load("pipelines/a", sd_checkpoint)
-    request = {"prompt": "a cat", "num_inference_steps": 30, "forbid": True, **SIZE}
+    request: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 30, "forbid": True, **SIZE}
     expected = images(driver.generate("pipelines/a", **request).result())
     stop, failures = threading.Event(), []
 
-    def load():
+    def load() -> None:
         while not stop.is_set():
             try:
                 driver.load("pipelines/x", sdxl_checkpoint, dtype="float16")
@@ -173,7 +178,7 @@ def test_loading_beside_requests_changes_no_bit(driver, sd_checkpoint, sdxl_chec
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_one_request_that_fails_fails_alone(driver, sd_checkpoint):
+def test_one_request_that_fails_fails_alone(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/a", sd_checkpoint)
     good = [driver.generate("pipelines/a", prompt="a", **SIZE, num_inference_steps=5, seed=index) for index in range(3)]
     bad = driver.generate("pipelines/a", **SIZE, num_inference_steps=5, prompt_embeds=torch.zeros(1, 77, 31))
@@ -182,15 +187,17 @@ def test_one_request_that_fails_fails_alone(driver, sd_checkpoint):
     assert all(finished(each.result()).calls for each in good)
 
 
-def test_a_joined_call_that_runs_out_of_memory_is_run_one_by_one(driver, sd_checkpoint, monkeypatch):
+def test_a_joined_call_that_runs_out_of_memory_is_run_one_by_one(
+    driver: Driver, sd_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver.load("pipelines/a", sd_checkpoint)
     joined = Engine._run_joined
 
-    def exhausted(self, calls):
+    def exhausted(self: Engine, calls: list[Call]) -> Any:
         for call in calls:
             original = call.method.original
 
-            def forward(*args, original=original, **kwargs):
+            def forward(*args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
                 sample = kwargs.get("sample", args[0] if args else None)
                 if isinstance(sample, torch.Tensor) and sample.shape[0] > 2:
                     raise torch.OutOfMemoryError("injected")
@@ -220,19 +227,19 @@ BAD_SOURCES = {
 
 
 @pytest.mark.parametrize(("source", "error"), BAD_SOURCES.values(), ids=BAD_SOURCES)
-def test_bad_sources(driver, tmp_path, source, error):
+def test_bad_sources(driver: Driver, tmp_path: Path, source: Callable[[Path], str], error: type[Exception]) -> None:
     with pytest.raises(error):
         driver.load("pipelines/a", source(tmp_path))
     assert driver.snapshot().components == ()
 
 
-def test_a_link_out_of_the_allowed_directories_is_no_way_out(driver, tmp_path):
+def test_a_link_out_of_the_allowed_directories_is_no_way_out(driver: Driver, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(SourceNotAllowedError):
         driver.load("pipelines/a", tmp_path / "link")
 
 
-def test_truncated_weights_are_told_apart_before_anything_is_read(driver, tmp_path):
+def test_truncated_weights_are_told_apart_before_anything_is_read(driver: Driver, tmp_path: Path) -> None:
     folder = checkpoints.stable_diffusion(tmp_path / "sd")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -244,7 +251,7 @@ def test_truncated_weights_are_told_apart_before_anything_is_read(driver, tmp_pa
     assert driver.snapshot().reserved_bytes == 0
 
 
-def test_a_damaged_index_and_an_unknown_class(driver, tmp_path):
+def test_a_damaged_index_and_an_unknown_class(driver: Driver, tmp_path: Path) -> None:
     folder = checkpoints.stable_diffusion(tmp_path / "sd")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text("{")
@@ -255,7 +262,7 @@ def test_a_damaged_index_and_an_unknown_class(driver, tmp_path):
         driver.load("pipelines/a", folder)
 
 
-def test_a_task_that_the_family_lacks(driver, tmp_path):
+def test_a_task_that_the_family_lacks(driver: Driver, tmp_path: Path) -> None:
     folder = checkpoints.stable_diffusion(tmp_path / "sd")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "LuminaPipeline"}))
@@ -263,14 +270,14 @@ def test_a_task_that_the_family_lacks(driver, tmp_path):
         driver.load("pipelines/a", folder, task="inpainting")
 
 
-def test_unknown_overrides_and_dtypes(driver, sd_checkpoint):
+def test_unknown_overrides_and_dtypes(driver: Driver, sd_checkpoint: Path) -> None:
     with pytest.raises(InvalidFieldError, match="safety_checker"):
         driver.load("pipelines/a", sd_checkpoint, overrides={"safty_checker": None})
     with pytest.raises(InvalidFieldError):
         driver.load("pipelines/a", sd_checkpoint, dtype="int8")
 
 
-def test_weights_over_the_budget_are_refused_before_they_are_read(checkpoint_dir, sd_checkpoint):
+def test_weights_over_the_budget_are_refused_before_they_are_read(checkpoint_dir: Path, sd_checkpoint: Path) -> None:
     driver = Driver(checkpoint_dir, budget=1_000_000)
     try:
         memory = psutil.Process().memory_info().rss
@@ -292,11 +299,17 @@ BAD_ARGUMENTS = {
 
 
 @pytest.mark.parametrize(("arguments", "error"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
-def test_bad_arguments(driver, sd_checkpoint, arguments, error):
+def test_bad_arguments(driver: Driver, sd_checkpoint: Path, arguments: dict[str, Any], error: type[Exception]) -> None:
     driver.load("pipelines/a", sd_checkpoint)
     driver.derive("pipelines/b", "pipelines/a", "inpainting")
     mask = PICTURE.convert("L")
-    good = {"prompt": "a cat", "image": PICTURE, "mask_image": mask, "num_inference_steps": 4, "seed": 1}
+    good: dict[str, Any] = {
+        "prompt": "a cat",
+        "image": PICTURE,
+        "mask_image": mask,
+        "num_inference_steps": 4,
+        "seed": 1,
+    }
     before = images(driver.generate("pipelines/b", **good).result())
     with pytest.raises(error) as caught:
         driver.generate("pipelines/b", **(good | arguments)).result()
@@ -304,7 +317,7 @@ def test_bad_arguments(driver, sd_checkpoint, arguments, error):
     np.testing.assert_array_equal(images(driver.generate("pipelines/b", **good).result()), before)
 
 
-def test_generators_come_back_advanced(driver, sd_checkpoint):
+def test_generators_come_back_advanced(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/a", sd_checkpoint)
     generator = torch.Generator().manual_seed(5)
     state = generator.get_state().numpy().tobytes()
@@ -317,6 +330,6 @@ def test_generators_come_back_advanced(driver, sd_checkpoint):
     assert advanced == generator.get_state().numpy().tobytes()
 
 
-def test_an_unknown_pipeline_is_not_found(driver):
+def test_an_unknown_pipeline_is_not_found(driver: Driver) -> None:
     with pytest.raises(PipelineNotFoundError):
         driver.generate("pipelines/none", prompt="a").result()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import queue
+from typing import Any
 
 from denoised import media
 from denoised_server.messages import (
+    Command,
     Derivation,
     Derive,
     Done,
+    End,
+    Event,
     Failed,
     Finished,
     Generate,
@@ -20,6 +24,7 @@ from denoised_server.messages import (
     Snapshot,
     Spec,
     Unload,
+    Unloaded,
     WorkerSettings,
 )
 from denoised_server.worker.worker import Worker
@@ -28,17 +33,18 @@ from denoised_server.worker.worker import Worker
 class Running:
     """One command under way."""
 
-    def __init__(self, worker: Worker, number: int, command: object) -> None:
-        self._worker, self.number, self._events = worker, number, queue.SimpleQueue()
+    def __init__(self, worker: Worker, number: int, command: Command) -> None:
+        self._worker, self.number = worker, number
+        self._events: queue.SimpleQueue[Event | End] = queue.SimpleQueue()
         worker.submit(number, command, self._events.put)
 
-    def next(self):
+    def next(self) -> Event | End:
         return self._events.get(timeout=60)
 
     def cancel(self) -> None:
         self._worker.cancel(self.number)
 
-    def result(self) -> list:
+    def result(self) -> list[Any]:
         """Every event; raises what the command failed with."""
         events = []
         while not isinstance(event := self.next(), Done | Failed):
@@ -63,19 +69,24 @@ class Driver:
         )
         self.worker, self._numbers = Worker(settings), itertools.count()
 
-    def start(self, command: object) -> Running:
+    def start(self, command: Command) -> Running:
         return Running(self.worker, next(self._numbers), command)
 
-    def load(self, name: str, folder: object, task: str = "text-to-image", **spec: object) -> Loaded:
-        return self.start(Load(name, Recipe(Spec(str(folder), task=task, **spec)))).result()[-1]
+    def load(self, name: str, folder: object, task: str = "text-to-image", **spec: Any) -> Loaded:
+        loaded: Loaded = self.start(Load(name, Recipe(Spec(str(folder), task=task, **spec)))).result()[-1]
+        return loaded
 
     def derive(self, name: str, source: str, task: str) -> Loaded:
-        return self.start(Derive(name, source, Derivation(task))).result()[-1]
+        loaded: Loaded = self.start(Derive(name, source, Derivation(task))).result()[-1]
+        return loaded
 
     def unload(self, name: str) -> int:
-        return self.start(Unload(name)).result()[-1].freed_bytes
+        unloaded: Unloaded = self.start(Unload(name)).result()[-1]
+        return unloaded.freed_bytes
 
-    def generate(self, name: str, *, seed: int = 0, forbid: bool = False, output_type: str = "np", **arguments: object):
+    def generate(
+        self, name: str, *, seed: int = 0, forbid: bool = False, output_type: str = "np", **arguments: object
+    ) -> Running:
         packed = {key: media.pack(value) for key, value in arguments.items()}
         return self.start(
             Generate(name, packed, seeds=(seed,), output_type=output_type, forbid_batching=forbid),
@@ -88,12 +99,12 @@ class Driver:
         self.worker.close()
 
 
-def images(events: list):
+def images(events: list[Any]) -> Any:
     """What a finished generation put out."""
     outputs = [media.unpack(event.artifact) for event in events if isinstance(event, Output)]
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def finished(events: list) -> Finished:
+def finished(events: list[Any]) -> Finished:
     (event,) = [event for event in events if isinstance(event, Finished)]
     return event
