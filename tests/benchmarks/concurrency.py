@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import denoised
 from PIL import Image
@@ -23,8 +24,8 @@ def main() -> None:
         image_to_image = denoised.AutoPipelineForImage2Image.from_pipe(text_to_image)
         inpainting = denoised.AutoPipelineForInpainting.from_pipe(text_to_image)
 
-        def request(index: int) -> denoised.PipelineOutput:
-            asked = {"prompt": "red apple", "num_inference_steps": 20, "seed": index}
+        def request(index: int) -> Any:
+            asked: dict[str, Any] = {"prompt": "red apple", "num_inference_steps": 20, "seed": index}
             match index % 3:
                 case 0:
                     return text_to_image(**asked)

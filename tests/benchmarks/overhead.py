@@ -26,7 +26,7 @@ def main() -> None:
         times: dict[str, list[float]] = {"in-process": [], "daemon": []}
         for round_ in range(ROUNDS + 5):
             for name, pipe in (("in-process", local), ("daemon", remote)):
-                took = setting.seconds(lambda pipe=pipe: pipe("red apple", **arguments))
+                took = setting.seconds(lambda pipe=pipe: pipe("red apple", **arguments))  # type: ignore[misc]
                 if round_ >= 5:
                     times[name].append(took)
     for name, values in times.items():

@@ -3,8 +3,12 @@
 Each example makes the page's own calls. Its checkpoint names are in the daemon's Hub cache, holding small checkpoints.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +24,7 @@ PROMPT = "Astronaut in a jungle, cold color palette, muted colors, detailed, 8k"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def daemon(tmp_path_factory, sd_checkpoint):
+def daemon(tmp_path_factory: pytest.TempPathFactory, sd_checkpoint: Path) -> Iterator[Daemon]:
     cache = tmp_path_factory.mktemp("hub")
     repository = cache / f"models--{REPO_ID.replace('/', '--')}"
     shutil.copytree(sd_checkpoint, repository / "snapshots" / COMMIT)
@@ -33,16 +37,16 @@ def daemon(tmp_path_factory, sd_checkpoint):
 
 
 @pytest.fixture
-def image():
+def image() -> Image.Image:
     return Image.fromarray((np.indices((64, 64)).sum(0) * 2).astype("uint8")).convert("RGB")
 
 
 @pytest.fixture
-def mask_image():
+def mask_image() -> Image.Image:
     return Image.new("L", (64, 64), 255)
 
 
-def test_the_first_example():
+def test_the_first_example() -> None:
     with pytest.warns(UserWarning, match="stays as it is"):
         pipeline = AutoPipelineForText2Image.from_pretrained(
             "runwayml/stable-diffusion-v1-5", torch_dtype=torch.float16, use_safetensors=True
@@ -53,12 +57,12 @@ def test_the_first_example():
     assert pipeline.info.spec.revision == COMMIT
 
 
-def test_text_to_image_from_pretrained():
+def test_text_to_image_from_pretrained() -> None:
     pipeline = AutoPipelineForText2Image.from_pretrained("runwayml/stable-diffusion-v1-5")
     assert isinstance(pipeline(PROMPT).images[0], Image.Image)
 
 
-def test_text_to_image_from_pipe():
+def test_text_to_image_from_pipe() -> None:
     pipe_i2i = AutoPipelineForImage2Image.from_pretrained(
         "runwayml/stable-diffusion-v1-5", requires_safety_checker=False
     )
@@ -66,12 +70,12 @@ def test_text_to_image_from_pipe():
     assert isinstance(pipe_t2i(PROMPT).images[0], Image.Image)
 
 
-def test_image_to_image_from_pretrained(image):
+def test_image_to_image_from_pretrained(image: Image.Image) -> None:
     pipeline = AutoPipelineForImage2Image.from_pretrained("runwayml/stable-diffusion-v1-5")
     assert isinstance(pipeline(PROMPT, image).images[0], Image.Image)
 
 
-def test_image_to_image_from_pipe(image):
+def test_image_to_image_from_pipe(image: Image.Image) -> None:
     pipe_t2i = AutoPipelineForText2Image.from_pretrained(
         "runwayml/stable-diffusion-v1-5", requires_safety_checker=False
     )
@@ -79,12 +83,12 @@ def test_image_to_image_from_pipe(image):
     assert isinstance(pipe_i2i(PROMPT, image).images[0], Image.Image)
 
 
-def test_inpainting_from_pretrained(image, mask_image):
+def test_inpainting_from_pretrained(image: Image.Image, mask_image: Image.Image) -> None:
     pipeline = AutoPipelineForInpainting.from_pretrained("runwayml/stable-diffusion-v1-5")
     assert isinstance(pipeline(PROMPT, image=image, mask_image=mask_image).images[0], Image.Image)
 
 
-def test_inpainting_from_pipe(image, mask_image):
+def test_inpainting_from_pipe(image: Image.Image, mask_image: Image.Image) -> None:
     pipe_t2i = AutoPipelineForText2Image.from_pretrained(
         "runwayml/stable-diffusion-v1-5", requires_safety_checker=False
     )
@@ -95,6 +99,6 @@ def test_inpainting_from_pipe(image, mask_image):
 
 
 @pytest.mark.parametrize("auto", [AutoPipelineForText2Image, AutoPipelineForImage2Image, AutoPipelineForInpainting])
-def test_an_auto_class_cannot_be_instantiated(auto):
+def test_an_auto_class_cannot_be_instantiated(auto: type) -> None:
     with pytest.raises(EnvironmentError, match="from_pretrained"):
         auto()

@@ -1,5 +1,7 @@
 """The main job, as users see it: a real daemon in a process, real sockets, real signals."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -7,7 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import denoised
 import numpy as np
@@ -19,37 +24,37 @@ from PIL import Image
 
 from tests.daemon import Daemon
 
-SIZE = {"height": 64, "width": 64}
+SIZE: dict[str, Any] = {"height": 64, "width": 64}
 PICTURE = Image.new("RGB", (64, 64), (200, 80, 20))
 MASK = Image.new("L", (64, 64), 255)
 
 
 @pytest.fixture
-def own_daemon(tmp_path, checkpoint_dir):
+def own_daemon(tmp_path: Path, checkpoint_dir: Path) -> Iterator[Daemon]:
     with Daemon(tmp_path / "state", allow=[checkpoint_dir]) as running:
         yield running
 
 
 @pytest.fixture
-def client(daemon):
+def client(daemon: Daemon) -> Iterator[denoised.Client]:
     with daemon.client() as client:
         yield client
 
 
 @pytest.fixture
-def pipe(client, sd_checkpoint):
+def pipe(client: denoised.Client, sd_checkpoint: Path) -> Iterator[denoised.Pipeline]:
     with denoised.AutoPipelineForText2Image.from_pretrained(sd_checkpoint, client=client) as pipe:
         yield pipe
 
 
-def wait_until(true, seconds=30.0):
+def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
 
 
-def test_deriving_takes_no_bytes(daemon, pipe, client):
+def test_deriving_takes_no_bytes(daemon: Daemon, pipe: denoised.Pipeline, client: denoised.Client) -> None:
     (worker,) = client.workers()
     process = psutil.Process(worker.pid)
     derived = [
@@ -67,7 +72,9 @@ def test_deriving_takes_no_bytes(daemon, pipe, client):
         assert each.unload() == 0
 
 
-def test_unloading_gives_the_memory_back(own_daemon, tmp_path_factory, checkpoint_dir):
+def test_unloading_gives_the_memory_back(
+    own_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path
+) -> None:
     from tests import checkpoints
 
     folder = checkpoints.stable_diffusion(checkpoint_dir / "wide", unet={"block_out_channels": (256, 512)})
@@ -87,7 +94,7 @@ def test_unloading_gives_the_memory_back(own_daemon, tmp_path_factory, checkpoin
         assert worker.memory.weight_bytes == 0
 
 
-def test_concurrent_tasks_are_really_joined(daemon, pipe):
+def test_concurrent_tasks_are_really_joined(daemon: Daemon, pipe: denoised.Pipeline) -> None:
     image_to_image = denoised.AutoPipelineForImage2Image.from_pipe(pipe)
     inpainting = denoised.AutoPipelineForInpainting.from_pipe(pipe)
     before = daemon.metrics()
@@ -100,7 +107,7 @@ def test_concurrent_tasks_are_really_joined(daemon, pipe):
         results = list(threads.map(lambda request: request(), requests * 2))
     assert all(result.images[0].size == (64, 64) for result in results)
 
-    def grown(name):
+    def grown(name: str) -> float:
         return sum(
             value - before.get(key, 0) for key, value in daemon.metrics().items() if key.partition("{")[0] == name
         )
@@ -112,10 +119,12 @@ def test_concurrent_tasks_are_really_joined(daemon, pipe):
     inpainting.unload()
 
 
-def test_a_caller_that_leaves_stops_the_work_within_a_step(daemon, client, pipe):
+def test_a_caller_that_leaves_stops_the_work_within_a_step(
+    daemon: Daemon, client: denoised.Client, pipe: denoised.Pipeline
+) -> None:
     steps = []
 
-    def leave(pipe, step, timestep, tensors):
+    def leave(pipe: object, step: int, timestep: object, tensors: object) -> dict[str, Any]:
         steps.append(step)
         if step == 3:
             raise KeyError("enough")
@@ -124,7 +133,7 @@ def test_a_caller_that_leaves_stops_the_work_within_a_step(daemon, client, pipe)
     with pytest.raises(KeyError):
         pipe("a cat", num_inference_steps=900, callback_on_step_end=leave, **SIZE)
 
-    def calls():
+    def calls() -> int:
         return client.workers()[0].engine.call_count
 
     wait_until(lambda: client.workers()[0].running_count == 0)
@@ -136,7 +145,7 @@ def test_a_caller_that_leaves_stops_the_work_within_a_step(daemon, client, pipe)
     assert len(steps) == 4
 
 
-def test_a_deadline_stops_the_work(client, pipe):
+def test_a_deadline_stops_the_work(client: denoised.Client, pipe: denoised.Pipeline) -> None:
     start = time.monotonic()
     with pytest.raises(errors.DeadlineExceededError):
         pipe("a cat", num_inference_steps=900, timeout=0.5, **SIZE)
@@ -145,16 +154,16 @@ def test_a_deadline_stops_the_work(client, pipe):
     assert pipe("a cat", num_inference_steps=2, **SIZE).images
 
 
-def test_unloading_by_force_ends_what_runs(client, sd_checkpoint):
+def test_unloading_by_force_ends_what_runs(client: denoised.Client, sd_checkpoint: Path) -> None:
     pipe = denoised.AutoPipelineForText2Image.from_pretrained(sd_checkpoint, client=client)
     running, started = [], threading.Event()
 
-    def run():
+    def run() -> None:
         try:
             pipe(
                 "a cat",
                 num_inference_steps=900,
-                callback_on_step_end=lambda *_: started.set() or {},
+                callback_on_step_end=lambda *_: started.set() or {},  # type: ignore[func-returns-value]
                 **SIZE,
             )
         except denoised.DenoisedError as error:
@@ -171,18 +180,24 @@ def test_unloading_by_force_ends_what_runs(client, sd_checkpoint):
     pipe.unload()
 
 
-def test_a_crash_loses_no_handle(own_daemon, sd_checkpoint):
+def test_a_crash_loses_no_handle(own_daemon: Daemon, sd_checkpoint: Path) -> None:
     with own_daemon.client() as client:
         pipe = denoised.AutoPipelineForText2Image.from_pretrained(sd_checkpoint, client=client)
         derived = denoised.AutoPipelineForInpainting.from_pipe(pipe)
-        arguments = {"image": PICTURE, "mask_image": MASK, "num_inference_steps": 4, "seed": 1, "batching": "forbid"}
+        arguments: dict[str, Any] = {
+            "image": PICTURE,
+            "mask_image": MASK,
+            "num_inference_steps": 4,
+            "seed": 1,
+            "batching": "forbid",
+        }
         before = np.asarray(derived("a cat", **arguments, **SIZE).images[0])
         (process,) = own_daemon.workers()
         failed, started = [], threading.Event()
 
-        def run():
+        def run() -> None:
             try:
-                pipe("a", num_inference_steps=900, callback_on_step_end=lambda *_: started.set() or {}, **SIZE)
+                pipe("a", num_inference_steps=900, callback_on_step_end=lambda *_: started.set() or {}, **SIZE)  # type: ignore[func-returns-value]
             except denoised.DenoisedError as error:
                 failed.append(error)
 
@@ -204,7 +219,7 @@ def test_a_crash_loses_no_handle(own_daemon, sd_checkpoint):
         assert pipe("a", num_inference_steps=2, **SIZE).images
 
 
-def test_loads_of_one_spec_at_once_are_one_load(own_daemon, sd_checkpoint):
+def test_loads_of_one_spec_at_once_are_one_load(own_daemon: Daemon, sd_checkpoint: Path) -> None:
     with own_daemon.client() as client, ThreadPoolExecutor(6) as threads:
         pipes = list(
             threads.map(
@@ -219,7 +234,7 @@ def test_loads_of_one_spec_at_once_are_one_load(own_daemon, sd_checkpoint):
         assert pipes[0]("a cat", num_inference_steps=2, **SIZE).images
 
 
-def test_handles_by_choice_request_and_lease(client, sd_checkpoint):
+def test_handles_by_choice_request_and_lease(client: denoised.Client, sd_checkpoint: Path) -> None:
     first = client.load(sd_checkpoint, task="text-to-image", pipeline_id="chosen", request_id="once", ttl=60)
     assert first.name == "pipelines/chosen"
     assert client.load(sd_checkpoint, task="text-to-image", pipeline_id="chosen", request_id="once").name == first.name
@@ -235,10 +250,10 @@ def test_handles_by_choice_request_and_lease(client, sd_checkpoint):
         brief("a cat")
 
 
-def test_watching_tells_what_changes(client, sd_checkpoint):
+def test_watching_tells_what_changes(client: denoised.Client, sd_checkpoint: Path) -> None:
     events, watching = [], threading.Event()
 
-    def watch():
+    def watch() -> None:
         for event in client.watch():
             events.append((event.change, event.pipeline.name))
             if event.change == pipeline_service_pb2.WatchPipelinesResponse.CHANGE_SYNCED:
@@ -257,7 +272,9 @@ def test_watching_tells_what_changes(client, sd_checkpoint):
     assert kinds[-1] == pipeline_service_pb2.WatchPipelinesResponse.CHANGE_REMOVED
 
 
-def test_a_full_queue_refuses_and_says_when_to_try_again(tmp_path, checkpoint_dir, sd_checkpoint):
+def test_a_full_queue_refuses_and_says_when_to_try_again(
+    tmp_path: Path, checkpoint_dir: Path, sd_checkpoint: Path
+) -> None:
     config = tmp_path / "denoised.toml"
     config.write_text("max_running = 1\nmax_waiting = 1\n")
     with (
@@ -267,7 +284,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again(tmp_path, checkpoint_di
     ):
         pipe = denoised.AutoPipelineForText2Image.from_pretrained(sd_checkpoint, client=client)
 
-        def run(_):
+        def run(_: int) -> object:
             try:
                 return pipe("a cat", num_inference_steps=60, **SIZE)
             except errors.QueueFullError as error:
@@ -279,7 +296,9 @@ def test_a_full_queue_refuses_and_says_when_to_try_again(tmp_path, checkpoint_di
         assert all(error.retry_after and error.retry_after > 0 for error in refused)
 
 
-def test_two_workers_each_take_their_share(tmp_path, checkpoint_dir, sd_checkpoint, sdxl_checkpoint):
+def test_two_workers_each_take_their_share(
+    tmp_path: Path, checkpoint_dir: Path, sd_checkpoint: Path, sdxl_checkpoint: Path
+) -> None:
     with Daemon(tmp_path / "state", "--workers", "2", allow=[checkpoint_dir]) as running, running.client() as client:
         first = denoised.AutoPipelineForText2Image.from_pretrained(sd_checkpoint, client=client)
         second = denoised.AutoPipelineForText2Image.from_pretrained(sdxl_checkpoint, client=client)
@@ -292,15 +311,15 @@ def test_two_workers_each_take_their_share(tmp_path, checkpoint_dir, sd_checkpoi
         assert second("a cat", num_inference_steps=2, **SIZE).images
 
 
-def test_sigterm_drains(tmp_path, checkpoint_dir, sd_checkpoint):
+def test_sigterm_drains(tmp_path: Path, checkpoint_dir: Path, sd_checkpoint: Path) -> None:
     running = Daemon(tmp_path / "state", allow=[checkpoint_dir])
     with running.client() as client:
         pipe = denoised.AutoPipelineForText2Image.from_pretrained(sd_checkpoint, client=client)
         started, result = threading.Event(), []
 
-        def run():
+        def run() -> None:
             result.append(
-                pipe("a cat", num_inference_steps=60, callback_on_step_end=lambda *_: started.set() or {}, **SIZE)
+                pipe("a cat", num_inference_steps=60, callback_on_step_end=lambda *_: started.set() or {}, **SIZE)  # type: ignore[func-returns-value]
             )
 
         thread = threading.Thread(target=run)
@@ -309,7 +328,7 @@ def test_sigterm_drains(tmp_path, checkpoint_dir, sd_checkpoint):
         workers = running.workers()
         running.process.send_signal(signal.SIGTERM)
 
-        def keep_asking():
+        def keep_asking() -> None:
             while True:
                 pipe("a dog", num_inference_steps=1, **SIZE)
 
@@ -321,7 +340,7 @@ def test_sigterm_drains(tmp_path, checkpoint_dir, sd_checkpoint):
         assert not any(worker.is_running() for worker in workers)
 
 
-def test_a_second_daemon_on_the_port_says_so(daemon, tmp_path):
+def test_a_second_daemon_on_the_port_says_so(daemon: Daemon, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "denoised", "serve", "--state-dir", str(tmp_path), "--address", daemon.target]
     second = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert second.returncode == 1
@@ -330,8 +349,8 @@ def test_a_second_daemon_on_the_port_says_so(daemon, tmp_path):
     assert len(second.stderr.strip().splitlines()) == 1
 
 
-def test_the_command_line_does_the_main_job(daemon, sd_checkpoint, tmp_path):
-    def run(*arguments, code=0):
+def test_the_command_line_does_the_main_job(daemon: Daemon, sd_checkpoint: Path, tmp_path: Path) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "denoised", *arguments, "--target", daemon.target],
             capture_output=True,
@@ -354,7 +373,7 @@ def test_the_command_line_does_the_main_job(daemon, sd_checkpoint, tmp_path):
     run("generate", name, "--prompt", "a", "-o", str(image), code=1)
 
 
-async def test_the_async_sdk_does_the_main_job(daemon, sd_checkpoint):
+async def test_the_async_sdk_does_the_main_job(daemon: Daemon, sd_checkpoint: Path) -> None:
     import asyncio
 
     import denoised.aio as aio
