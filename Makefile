@@ -29,7 +29,7 @@ check: $(READY) $(GENERATOR_READY) ## lint, types, import rules, protos, generat
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy protos/generate.py client/unasync.py
+	$(BIN)/mypy protos/generate.py client/unasync.py tests
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 	PATH=$(abspath $(GENERATOR))/bin:$$PATH $(GENERATOR)/bin/python protos/generate.py --check
