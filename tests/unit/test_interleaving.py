@@ -110,6 +110,27 @@ def test_lora_scales_on_the_text_encoder(driver: Driver, sd_checkpoint: Path) ->
     assert not np.allclose(alone[0], alone[3], atol=1e-3), "the scale matters"
 
 
+def test_a_component_that_runs_inline_keeps_what_it_sets_on_itself(driver: Driver, sdxl_checkpoint: Path) -> None:
+    """transformers installs hooks at the first call and remembers so on the module: one without the other is wrong."""
+    driver.load("pipelines/xl", sdxl_checkpoint)
+    live = driver.worker._pipelines["pipelines/xl"]
+    plain = type(live.pipeline)
+
+    class Casting(plain):  # type: ignore[misc,valid-type]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().__call__(*args, **kwargs)
+
+    live.pipeline.__class__ = Casting
+    driver.generate("pipelines/xl", **request(0)).result()
+    live.pipeline.__class__ = plain
+    after = images(driver.generate("pipelines/xl", **request(0)).result())
+    fresh = Driver(sdxl_checkpoint)
+    fresh.load("pipelines/xl", sdxl_checkpoint)
+    np.testing.assert_array_equal(after, images(fresh.generate("pipelines/xl", **request(0)).result()))
+    fresh.close()
+
+
 def test_autocast_around_a_call_reaches_no_other_request(driver: Driver, sd_checkpoint: Path) -> None:
     driver.load("pipelines/plain", sd_checkpoint)
     driver.load("pipelines/cast", sd_checkpoint)

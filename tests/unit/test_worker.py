@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from denoised import media
 from denoised.errors import (
     DamagedWeightsError,
+    InternalError,
     InvalidFieldError,
     InvalidMediaError,
     NeverFitsError,
@@ -25,9 +30,8 @@ from denoised.errors import (
     TaskNotSupportedError,
 )
 from denoised.values import Artifact
-from denoised_server.messages import Generate, Load, LoadProgress, Progress, Recipe, Spec
-from denoised_server.worker.engine import Call, Engine
-from diffusers import StableDiffusionPipeline
+from denoised_server.messages import ComponentSource, Generate, Load, LoadProgress, Progress, Recipe, Spec
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from tests import checkpoints
@@ -114,8 +118,6 @@ def test_weights_stay_as_they_are_when_their_file_does_not(driver: Driver, tmp_p
 
 
 def test_a_component_from_elsewhere_and_none_at_all(driver: Driver, sd_checkpoint: Path, tmp_path: Path) -> None:
-    from denoised_server.messages import ComponentSource
-
     other = checkpoints.stable_diffusion(tmp_path / "other", seed=7)
     plain = driver.load("pipelines/a", other)
     mixed = driver.load(
@@ -187,32 +189,148 @@ def test_one_request_that_fails_fails_alone(driver: Driver, sd_checkpoint: Path)
     assert all(finished(each.result()).calls for each in good)
 
 
-def test_a_joined_call_that_runs_out_of_memory_is_run_one_by_one(
+def test_a_joined_call_that_runs_out_of_memory_is_run_one_by_one(driver: Driver, sd_checkpoint: Path) -> None:
+    driver.load("pipelines/a", sd_checkpoint)
+    request: dict[str, Any] = {"prompt": "a", "num_inference_steps": 8, **SIZE}
+    expected = [images(driver.generate("pipelines/a", seed=seed, **request).result()) for seed in range(4)]
+    layer = driver.worker._pipelines["pipelines/a"].pipeline.unet.conv_in
+    failures: list[int] = []
+    forward = layer.forward
+
+    def exhausted(sample: torch.Tensor) -> Any:
+        if sample.shape[0] > 2 and len(failures) < 3:
+            failures.append(sample.shape[0])
+            raise torch.OutOfMemoryError("injected")
+        return forward(sample)
+
+    layer.forward = exhausted
+    running = [driver.generate("pipelines/a", seed=seed, **request) for seed in range(4)]
+    for each, image in zip(running, expected, strict=True):
+        np.testing.assert_allclose(images(each.result()), image, atol=1e-4)
+    assert len(failures) == 3
+
+
+def test_an_unload_right_after_a_cancel_stops_the_run_and_frees_its_weights(
+    driver: Driver, sd_checkpoint: Path
+) -> None:
+    for _ in range(3):
+        driver.load("pipelines/a", sd_checkpoint)
+        unet = weakref.ref(driver.worker._pipelines["pipelines/a"].pipeline.unet)
+        held = driver.snapshot().weight_bytes
+        running = driver.generate("pipelines/a", prompt="a", num_inference_steps=900, **SIZE)
+        running.next()
+        before = driver.snapshot().calls
+        running.cancel()
+        assert driver.unload("pipelines/a") == held
+        assert driver.snapshot().calls <= before + 3
+        assert unet() is None
+        running.result()
+
+
+def test_a_failed_load_keeps_nothing_in_memory(
+    driver: Driver, sd_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(sd_checkpoint, tmp_path / "sd")
+    # The VAE comes last.
+    config = {"_class_name": "AutoencoderKL", "block_out_channels": "none"}
+    (folder / "vae" / "config.json").write_text(json.dumps(config))
+    made: list[weakref.ref[Any]] = []
+    original = UNet2DConditionModel.from_config
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        model = original(*args, **kwargs)
+        made.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_config", noting)
+    with pytest.raises(NotAPipelineError):
+        driver.load("pipelines/a", folder)
+    assert made
+    assert made[0]() is None
+
+
+class Panic(BaseException):
+    """As Rust libraries raise them."""
+
+
+def test_a_panic_ends_its_command_and_nothing_else(
     driver: Driver, sd_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver.load("pipelines/a", sd_checkpoint)
-    joined = Engine._run_joined
+    request: dict[str, Any] = {"prompt": "a", "num_inference_steps": 2, **SIZE}
+    layer = driver.worker._pipelines["pipelines/a"].pipeline.unet.conv_in
 
-    def exhausted(self: Engine, calls: list[Call]) -> Any:
-        for call in calls:
-            original = call.method.original
+    def panic(*args: Any, **kwargs: Any) -> Any:
+        raise Panic("injected")
 
-            def forward(*args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
-                sample = kwargs.get("sample", args[0] if args else None)
-                if isinstance(sample, torch.Tensor) and sample.shape[0] > 2:
-                    raise torch.OutOfMemoryError("injected")
-                return original(*args, **kwargs)
+    for target, name in ((layer, "forward"), (media, "unpack")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, panic)
+            running = driver.generate("pipelines/a", **request)
+            with pytest.raises(InternalError):
+                running.result()
+        assert finished(driver.generate("pipelines/a", **request).result()).calls
+    monkeypatch.setattr("denoised_server.worker.loading._read_index", panic)
+    with pytest.raises(InternalError):
+        driver.load("pipelines/b", sd_checkpoint)
 
-            if call.method.name == "forward" and original.__name__ == "forward":
-                object.__setattr__(call.method, "original", forward)
-        return joined(self, calls)
 
-    monkeypatch.setattr(Engine, "_run_joined", exhausted)
-    running = [
-        driver.generate("pipelines/a", prompt="a", **SIZE, num_inference_steps=3, seed=index) for index in range(4)
-    ]
-    for each in running:
-        assert finished(each.result()).max_joined <= 4
+def test_late_cancels_are_forgotten(driver: Driver, sd_checkpoint: Path) -> None:
+    driver.load("pipelines/a", sd_checkpoint)
+    running = driver.generate("pipelines/a", prompt="a", num_inference_steps=2, **SIZE)
+    running.result()
+    running.cancel()
+    assert not driver.worker._tasks
+
+
+def test_equal_requests_join_at_every_component(driver: Driver, sd_checkpoint: Path) -> None:
+    driver.load("pipelines/a", sd_checkpoint)
+    for _ in range(2):
+        running = [
+            driver.generate("pipelines/a", prompt=f"a {seed}", seed=seed, num_inference_steps=6, **SIZE)
+            for seed in range(4)
+        ]
+        costs = [finished(each.result()) for each in running]
+    assert all(cost.joined_calls == cost.calls for cost in costs), "text encoder, UNet and VAE"
+
+
+def test_a_component_from_elsewhere_is_the_class_that_it_says(
+    driver: Driver, sd_checkpoint: Path, sdxl_checkpoint: Path
+) -> None:
+    source = ComponentSource(str(sdxl_checkpoint), subfolder="text_encoder_2")
+    mixed = driver.load("pipelines/a", sd_checkpoint, overrides={"text_encoder": source})
+    classes = {part.role: part.class_name for part in mixed.components}
+    assert classes["text_encoder"] == "CLIPTextModelWithProjection"
+    whole = driver.load("pipelines/b", sdxl_checkpoint)
+    digests = {part.role: part.digest for part in whole.components}
+    assert digests["text_encoder_2"] in {part.digest for part in mixed.components}
+    assert driver.generate("pipelines/b", prompt="a", num_inference_steps=2, **SIZE).result()
+
+
+def test_a_budget_counts_components_from_elsewhere(checkpoint_dir: Path, sd_checkpoint: Path, tmp_path: Path) -> None:
+    other = checkpoints.stable_diffusion(tmp_path / "other", seed=7)
+    overrides = {role: ComponentSource(str(other), subfolder=role) for role in ("unet", "vae")}
+    driver = Driver(checkpoint_dir, tmp_path, budget=4_000_000)
+    try:
+        with pytest.raises(NeverFitsError):
+            driver.load("pipelines/a", sd_checkpoint, overrides=overrides)
+        assert driver.snapshot().weight_bytes == 0
+    finally:
+        driver.close()
+
+
+def test_the_same_content_in_two_roles_is_one_component(driver: Driver, sdxl_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sdxl_checkpoint, tmp_path / "xl")
+    shutil.rmtree(folder / "text_encoder")
+    shutil.copytree(folder / "text_encoder_2", folder / "text_encoder")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = index["text_encoder_2"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    loaded = driver.load("pipelines/a", folder)
+    digests = {part.role: part.digest for part in loaded.components}
+    assert digests["text_encoder"] == digests["text_encoder_2"]
+    assert len(driver.snapshot().components) == 3
+    assert driver.snapshot().weight_bytes == sum(each.weight_bytes for each in driver.snapshot().components)
 
 
 BAD_SOURCES = {
@@ -237,6 +355,73 @@ def test_a_link_out_of_the_allowed_directories_is_no_way_out(driver: Driver, tmp
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(SourceNotAllowedError):
         driver.load("pipelines/a", tmp_path / "link")
+
+
+def test_links_inside_a_checkpoint_lead_nowhere_else(
+    driver: Driver, sd_checkpoint: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = checkpoints.stable_diffusion(tmp_path_factory.mktemp("outside"), seed=3)
+    folder = shutil.copytree(sd_checkpoint, tmp_path / "sd")
+    shutil.rmtree(folder / "unet")
+    (folder / "unet").symlink_to(outside / "unet")
+    with pytest.raises(SourceNotAllowedError):
+        driver.load("pipelines/a", folder)
+
+
+def test_a_readme_cannot_name_a_directory_outside(
+    driver: Driver, sd_checkpoint: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    folder = shutil.copytree(sd_checkpoint, tmp_path / "sd")
+    (folder / "README.md").write_text(f"---\nprior:\n  - {outside}\n---\n")
+    with pytest.raises(SourceNotAllowedError):
+        driver.load("pipelines/a", folder)
+
+
+def test_a_digest_is_not_believed_by_its_file_name(driver: Driver, sd_checkpoint: Path, tmp_path: Path) -> None:
+    """Whoever writes into an allowed directory must not get weights into other people's pipelines."""
+    fake = checkpoints.stable_diffusion(tmp_path / "fake", seed=5)
+    genuine = (sd_checkpoint / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    weights = fake / "unet" / "diffusion_pytorch_model.safetensors"
+    blob = fake / "blobs" / hashlib.sha256(genuine).hexdigest()
+    blob.parent.mkdir()
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    digests = [
+        {part.role: part.digest for part in driver.load(f"pipelines/{name}", folder).components}["unet"]
+        for name, folder in (("a", fake), ("b", sd_checkpoint))
+    ]
+    assert digests[0] != digests[1]
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a configuration that is none": lambda folder: (folder / "unet" / "config.json").write_text("{"),
+    "a configuration that is a list": lambda folder: (folder / "vae" / "config.json").write_text("[]"),
+    "an index entry of one": lambda folder: (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers"]})
+    ),
+    "a header without shapes": lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(
+        (2).to_bytes(8, "little") + b"[]"
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_malformed_checkpoints_are_no_bug_of_the_daemon(
+    driver: Driver, sd_checkpoint: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    folder = shutil.copytree(sd_checkpoint, tmp_path / "a folder" / "sd")
+    damage(folder)
+    with pytest.raises((NotAPipelineError, DamagedWeightsError)) as caught:
+        driver.load("pipelines/a", folder)
+    assert str(tmp_path) not in str(caught.value).replace(str(folder), "")
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "/" + "x" * 300, "loop"])
+def test_paths_that_cannot_be_are_answered(driver: Driver, tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises((RepoNotFoundError, SourceNotAllowedError)):
+        driver.load("pipelines/a", tmp_path / name if name == "loop" else name)
 
 
 def test_truncated_weights_are_told_apart_before_anything_is_read(driver: Driver, tmp_path: Path) -> None:

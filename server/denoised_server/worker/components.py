@@ -63,16 +63,14 @@ class ComponentStore:
         with self._lock:
             return next((held for held in self._held.values() if held.module is module), None)
 
-    def release(self, user: str) -> list[str]:
-        """The pipeline is gone; returns the digests of components that went with it."""
+    def release(self, user: str) -> list[Held]:
+        """The pipeline is gone; returns the components that nobody uses any more."""
         gone = []
         with self._lock:
             for digest, held in list(self._held.items()):
                 held.users.discard(user)
                 if not held.users:
-                    del self._held[digest]
-                    seam.unwatch(held.module)
-                    gone.append(digest)
+                    gone.append(self._held.pop(digest))
         return gone
 
     def snapshot(self) -> tuple[HeldComponent, ...]:

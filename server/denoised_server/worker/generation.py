@@ -26,7 +26,7 @@ from denoised_server.messages import Finished, Generate, Output, Progress
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from .engine import Request
+from .batches import Costs
 from .observations import Observations
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Generation:
         finally:
             self._run_seconds = time.perf_counter() - self._began
 
-    def encode(self, result: Any, request: Request) -> Finished:
+    def encode(self, result: Any, costs: Costs) -> Finished:
         """Encodes and emits each output; returns what else there is to say."""
         began = time.perf_counter()
         fields: dict[str, Plain] = {}
@@ -158,11 +158,11 @@ class Generation:
                 fields[name] = media.pack(value)
         return Finished(
             run_seconds=self._run_seconds,
-            device_seconds=request.device_seconds,
+            device_seconds=costs.device_seconds,
             encode_seconds=time.perf_counter() - began,
-            calls=request.calls,
-            joined_calls=request.joined_calls,
-            max_joined=request.max_joined,
+            calls=costs.calls,
+            joined_calls=costs.joined_calls,
+            max_joined=costs.max_joined,
             generators=self._advanced(),
             fields=fields,
             field_names=tuple(returned),

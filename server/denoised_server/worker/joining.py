@@ -9,15 +9,16 @@ of call.
 from __future__ import annotations
 
 import inspect
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-# Largest difference between a joined and a lone result that counts as rounding, as a share of the largest element.
+# Difference between a joined and a lone result that counts as rounding, as a share of the elements' size.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
@@ -40,6 +41,11 @@ class Arguments:
     @property
     def key(self) -> Hashable:
         return self.structure, self.traits
+
+    @property
+    def variable(self) -> int:
+        """How many leaves may differ between calls that are joined."""
+        return sum(isinstance(trait, tuple) and trait[0] in ("rows", "scalar") for trait in self.traits)
 
 
 def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -74,6 +80,22 @@ def join(calls: Sequence[Arguments]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
+def varied(calls: Sequence[Arguments]) -> frozenset[int]:
+    """Places of the leaves that are not the same in all calls."""
+    columns = zip(*(call.leaves for call in calls), strict=True)
+    return frozenset(place for place, column in enumerate(columns) if not _same(column))
+
+
+def dtypes(calls: Sequence[Arguments]) -> tuple[frozenset[torch.dtype], ...]:
+    """Element types that come together in each place that holds one number for a sample."""
+    columns = zip(*(call.leaves for call in calls), strict=True)
+    return tuple(
+        frozenset(leaf.dtype for leaf in column)
+        for column in columns
+        if isinstance(column[0], torch.Tensor) and column[0].dim() <= 1
+    )
+
+
 def split(result: Any, rows: Sequence[int]) -> list[Any]:
     """The result of a joined call as one result for each call."""
     parts, low, total = [], 0, sum(rows)
@@ -84,7 +106,11 @@ def split(result: Any, rows: Sequence[int]) -> list[Any]:
 
 
 def difference(joined: Any, alone: Any) -> float:
-    """Largest difference between two results, in units of the tolerance: up to 1 counts as rounding."""
+    """Largest difference between two results, in units of the tolerance: up to 1 counts as rounding.
+
+    An element may be off by the tolerance times its own size and the typical size together: a single huge activation
+    hides nothing. NaN when a result is not finite, from which nothing can be concluded.
+    """
     if isinstance(alone, torch.Tensor):
         if joined.shape != alone.shape or joined.dtype != alone.dtype:
             return float("inf")
@@ -92,17 +118,30 @@ def difference(joined: Any, alone: Any) -> float:
             return 0.0 if torch.equal(joined, alone) else float("inf")
         if alone.numel() == 0:
             return 0.0
-        if not bool(torch.isfinite(alone).all()):
-            return 0.0 if torch.equal(torch.isfinite(joined), torch.isfinite(alone)) else float("inf")
-        scale = max(float(alone.abs().max()), 1e-6)
-        return float((joined.float() - alone.float()).abs().max()) / scale / TOLERANCE.get(alone.dtype, 1e-4)
+        left, right = joined.double(), alone.double()
+        typical = float(right.square().mean().sqrt())
+        allowed = TOLERANCE.get(alone.dtype, 1e-4) * (right.abs() + max(typical, 1e-6))
+        return float(((left - right).abs() / allowed).max())
     if isinstance(alone, DiagonalGaussianDistribution):
         return difference(joined.parameters, alone.parameters)
     if isinstance(alone, Mapping):
-        return max((difference(joined[name], alone[name]) for name in alone), default=0.0)
+        return worst(difference(joined[name], alone[name]) for name in alone)
     if isinstance(alone, list | tuple):
-        return max((difference(left, right) for left, right in zip(joined, alone, strict=True)), default=0.0)
+        return worst(difference(left, right) for left, right in zip(joined, alone, strict=True))
     return 0.0 if joined == alone else float("inf")
+
+
+def worst(differences: Iterable[float]) -> float:
+    """The largest; NaN if one is."""
+    found = list(differences)
+    return max(found, default=0.0) if not any(map(math.isnan, found)) else math.nan
+
+
+def _same(column: tuple[Any, ...]) -> bool:
+    first = column[0]
+    if isinstance(first, torch.Tensor):
+        return all(other.shape == first.shape and bool((other == first).all()) for other in column[1:])
+    return True
 
 
 def _flatten(value: Any, leaves: list[Any]) -> Hashable:
@@ -126,6 +165,8 @@ def _unflatten(structure: Any, leaves: Any) -> Any:
 
 def _trait(leaf: Any, rows: int) -> Hashable:
     """What has to agree between two leaves in the same place."""
+    if isinstance(leaf, torch.Generator):
+        return "generator", leaf.device
     if isinstance(leaf, torch.Tensor):
         if leaf.dim() == 0:
             return "scalar", leaf.device
@@ -143,6 +184,10 @@ def _trait(leaf: Any, rows: int) -> Hashable:
 
 def _join_leaf(values: tuple[Any, ...], rows: Sequence[int]) -> Any:
     first = values[0]
+    if isinstance(first, torch.Generator):
+        # VAEs take one and most ignore it. One of its own: a call that draws from it is found to differ, and the
+        # requests' generators stay where they are.
+        return torch.Generator(first.device).set_state(first.get_state())
     if not isinstance(first, torch.Tensor):
         return first
     if first.dim() == 0:

@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from denoised.errors import DenoisedError, InvalidFieldError, NotAPipelineError, TaskNotSupportedError
-from denoised_server.messages import (
-    Component,
-    ComponentSource,
-    Derivation,
-    LoadProgress,
-    Override,
-    Recipe,
-    Spec,
-)
-from diffusers import AutoModel, DiffusionPipeline
-from diffusers.pipelines import auto_pipeline, pipeline_utils
+from denoised_server.messages import Component, ComponentSource, Derivation, LoadProgress, Recipe, Spec
+from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_utils
 from torch import nn
 
-from . import components, weights
+from . import components, families, parts
 from .components import ComponentStore
 from .construction import Construction
-from .engine import Cancelled
-from .ledger import Ledger, Plan
+from .ledger import Ledger
+from .parts import DIFFUSERS_DTYPE, Part
 from .sources import Sources
-from .weights import Digests, WeightFile
+from .weights import Digests
 
 logger = logging.getLogger(__name__)
 
-AUTO_CLASSES = {
-    "text-to-image": diffusers.AutoPipelineForText2Image,
-    "image-to-image": diffusers.AutoPipelineForImage2Image,
-    "inpainting": diffusers.AutoPipelineForInpainting,
-}
-MAPPINGS = {
-    "text-to-image": auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
-    "image-to-image": auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
-    "inpainting": auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
-}
-# What diffusers' Auto classes take beside the names in a pipeline's constructor.
-AUTO_OPTIONS = frozenset({"controlnet", "enable_pag", "pag_applied_layers"})
-# Newer diffusers warns about the old name.
-DTYPE = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
 PATH = re.compile(r"(?:/[\w.@+-]+){2,}/?")
 
 
@@ -65,16 +43,11 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A component that a load needs: what identifies it, and which files it comes from."""
+class Released:
+    """Components that nobody uses any more: their bytes, and what shows that they are really gone."""
 
-    role: str
-    digest: str
-    files: tuple[WeightFile, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.memory_bytes for file in self.files)
+    freed_bytes: int
+    modules: tuple[weakref.ref[nn.Module], ...]
 
 
 class Loader:
@@ -85,7 +58,7 @@ class Loader:
     ) -> None:
         self._store, self._ledger, self._sources = store, ledger, sources
         self._construction, self._device = construction, device
-        self._digests = Digests()
+        self._digests = Digests(sources.hub_cache)
 
     def load(
         self,
@@ -113,13 +86,15 @@ class Loader:
         if derivation is None:
             pipeline, task = source.pipeline, source.task
         else:
-            pipeline, task = self._from_pipe(source.pipeline, derivation), derivation.task
+            pipeline, task = _from_pipe(source.pipeline, derivation), derivation.task
         self._store.share(_modules(pipeline).values(), user)
         return Live(pipeline, task, self._describe(pipeline), source.revision)
 
-    def release(self, user: str) -> int:
-        """Lets go of what only this handle uses; returns the bytes."""
-        return sum(self._ledger.release(digest) for digest in self._store.release(user))
+    def release(self, user: str) -> Released:
+        """Lets go of what only this handle uses."""
+        gone = self._store.release(user)
+        freed = sum(self._ledger.release(held.digest) for held in gone)
+        return Released(freed, tuple(weakref.ref(held.module) for held in gone))
 
     def _load_spec(
         self,
@@ -128,100 +103,64 @@ class Loader:
         progress: Callable[[LoadProgress], None],
         check_cancelled: Callable[[], None],
     ) -> Live:
+        loader, dtype = families.auto_class(spec.task), _dtype(spec.dtype)
         source = self._sources.pipeline(
             spec.repo_id, revision=spec.revision, variant=spec.variant, use_safetensors=spec.use_safetensors
         )
         index = _read_index(source.folder)
-        loader = _pipeline_class(spec.task)
-        dtype = _dtype(spec.dtype)
-        _check_overrides(spec.overrides, index["_class_name"], index)
-
-        parts = self._parts(source.folder, index, spec, dtype)
-        plan = self._ledger.plan({part.digest: part.bytes for part in parts})
-        reservation = self._ledger.reserve(plan)
-        settled: dict[str, int] = {}
+        class_name = str(index["_class_name"])
+        self._sources.check_connected(source.folder)
+        families.check_overrides(spec.overrides, class_name, index)
         try:
-            ready: dict[str, Any] = {}
-            for name, override in spec.overrides.items():
-                if isinstance(override, ComponentSource):
-                    ready[name] = self._load_component(user, override, dtype, settled)
-                else:
-                    ready[name] = override
-            for part in parts:
-                module = self._store.acquire(part.digest, user)
-                if module is not None:
-                    ready[part.role] = module
-            report = _Report(parts, plan, progress, check_cancelled)
-            with self._construction.loading(), report:
-                pipeline = loader.from_pretrained(
-                    source.folder,
-                    **{DTYPE: dtype},
-                    variant=spec.variant or None,
-                    use_safetensors=spec.use_safetensors,
-                    local_files_only=True,
-                    **ready,
-                )
-            check_cancelled()
-            progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
-            for module in _modules(pipeline).values():
-                if self._store.find(module) is None:
-                    self._to_device(module)
-            self._hold(user, pipeline, parts, settled)
+            own = parts.of_checkpoint(source.folder, index, spec, dtype, self._digests)
+            foreign = parts.of_overrides(spec, dtype, self._sources, self._digests)
+            # Acquired before they are planned: what is held now stays.
+            ready: dict[str, Any] = {part.role: self._store.acquire(part.digest, user) for part in [*own, *foreign]}
+            plan = self._ledger.plan({part.digest: part.memory_bytes for part in [*own, *foreign]})
+            reservation = self._ledger.reserve(plan)
+            measured: dict[str, int] = {}
+            try:
+                report = _Report([*own, *foreign], plan.shared_bytes, progress, check_cancelled)
+                with self._construction.loading(), report:
+                    for part in foreign:
+                        if ready[part.role] is None:
+                            ready[part.role] = report.over(part.role, partial(part.load, dtype))
+                    given = {role: module for role, module in ready.items() if module is not None}
+                    given |= {
+                        name: value for name, value in spec.overrides.items() if not isinstance(value, ComponentSource)
+                    }
+                    pipeline = loader.from_pretrained(
+                        str(source.folder),
+                        **{DIFFUSERS_DTYPE: dtype},
+                        variant=spec.variant or None,
+                        use_safetensors=spec.use_safetensors,
+                        local_files_only=True,
+                        **given,
+                    )
+                check_cancelled()
+                progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
+                self._hold(user, pipeline, [*own, *foreign], measured)
+            finally:
+                self._ledger.settle(reservation, measured)
         except DenoisedError:
             raise
-        except Cancelled:
-            raise
         except Exception as error:
-            raise _load_error(spec, index, error) from None
-        finally:
-            self._ledger.settle(reservation, settled)
-        return Live(pipeline, spec.task or _task_of(pipeline), self._describe(pipeline), source.revision)
+            raise _load_error(spec, class_name, error) from None
+        return Live(pipeline, spec.task or families.task_of(pipeline), self._describe(pipeline), source.revision)
 
-    def _parts(self, folder: Path, index: Mapping[str, Any], spec: Spec, dtype: torch.dtype) -> list[_Part]:
-        parts = []
-        for role, entry in index.items():
-            if role in spec.overrides or not isinstance(entry, list) or entry[1] is None:
+    def _hold(self, user: str, pipeline: DiffusionPipeline, found: list[Part], measured: dict[str, int]) -> None:
+        """Moves what is new to the device and enters it into the store, under its content where files identify it."""
+        digests = {part.role: part.digest for part in found}
+        for role, module in _modules(pipeline).items():
+            if self._store.find(module) is not None:
                 continue
-            found = self._weight_files(folder / role, spec.variant, spec.use_safetensors, dtype)
-            if found:
-                parts.append(_Part(role, self._digest(folder / role, found, entry[1], dtype), tuple(found)))
-        return parts
-
-    def _weight_files(
-        self, folder: Path, variant: str, use_safetensors: bool | None, dtype: torch.dtype
-    ) -> list[WeightFile]:
-        return weights.find(folder, variant=variant, use_safetensors=use_safetensors, item_bytes=dtype.itemsize)
-
-    def _digest(self, folder: Path, files: list[WeightFile], class_name: str, dtype: torch.dtype) -> str:
-        paths = [file.path for file in files]
-        return self._digests.of_component(
-            paths, config=folder / "config.json", class_name=class_name, dtype=str(dtype).removeprefix("torch.")
-        )
-
-    def _load_component(
-        self, user: str, override: ComponentSource, dtype: torch.dtype, settled: dict[str, int]
-    ) -> nn.Module:
-        """A component from elsewhere, shared if its content is held."""
-        source = self._sources.component(
-            override.repo_id, subfolder=override.subfolder, revision=override.revision, variant=override.variant
-        )
-        config = json.loads((source.folder / "config.json").read_text())
-        class_name = config.get("_class_name") or next(iter(config.get("architectures") or ["?"]))
-        files = self._weight_files(source.folder, override.variant, None, dtype)
-        digest = self._digest(source.folder, files, class_name, dtype)
-        if (held := self._store.acquire(digest, user)) is not None:
-            return held
-        reservation = self._ledger.reserve(self._ledger.plan({digest: sum(file.memory_bytes for file in files)}))
-        try:
-            with self._construction.loading():
-                module: nn.Module = AutoModel.from_pretrained(
-                    source.folder, **{DTYPE: dtype}, variant=override.variant or None, local_files_only=True
-                )
+            digest = digests.get(role, f"object:{id(module):x}")
+            if (twin := self._store.acquire(digest, user)) is not None:
+                # The same content in two roles of one checkpoint.
+                pipeline.register_modules(**{role: twin})
+                continue
             self._to_device(module)
-            settled[digest] = self._store.add(digest, module, user).weight_bytes
-            return module
-        finally:
-            self._ledger.cancel(reservation)
+            measured[digest] = self._store.add(digest, module, user).weight_bytes
 
     def _to_device(self, module: nn.Module) -> None:
         if self._device.type == "cpu":
@@ -230,59 +169,18 @@ class Loader:
         else:
             module.to(self._device)
 
-    def _hold(self, user: str, pipeline: DiffusionPipeline, parts: list[_Part], settled: dict[str, int]) -> None:
-        """Enters the pipeline's components into the store, under their content where files identify it."""
-        digests = {part.role: part.digest for part in parts}
-        for role, module in _modules(pipeline).items():
-            if (held := self._store.find(module)) is None:
-                digest = digests.get(role, "")
-                if not digest or digest in settled:  # the same content twice in one checkpoint: two modules
-                    digest = f"object:{id(module):x}"
-                held = self._store.add(digest, module, user)
-                settled[digest] = held.weight_bytes
-            self._store.acquire(held.digest, user)
-
     def _describe(self, pipeline: DiffusionPipeline) -> tuple[Component, ...]:
         described = []
         for role, part in pipeline.components.items():
             if part is None:
                 continue
             held = self._store.find(part) if isinstance(part, nn.Module) else None
-            if held is None:
-                described.append(Component(role, type(part).__name__))
-            else:
-                described.append(
-                    Component(
-                        role,
-                        type(part).__name__,
-                        held.digest,
-                        held.weight_bytes,
-                        components.dtype_name(held.module),
-                    )
-                )
+            component = Component(role, type(part).__name__)
+            if held is not None:
+                dtype = components.dtype_name(held.module)
+                component = Component(role, type(part).__name__, held.digest, held.weight_bytes, dtype)
+            described.append(component)
         return tuple(described)
-
-    def _from_pipe(self, pipeline: DiffusionPipeline, derivation: Derivation) -> DiffusionPipeline:
-        if derivation.task not in AUTO_CLASSES:
-            raise _unknown_task(derivation.task)
-        for name, override in derivation.overrides.items():
-            if isinstance(override, ComponentSource):
-                raise InvalidFieldError.of(
-                    f"derivation.overrides[{name}]",
-                    "a derived pipeline cannot bring weights of its own yet.",
-                    hint="Name the component when loading instead.",
-                )
-        try:
-            _check_overrides(derivation.overrides, type(pipeline).__name__, pipeline.config)
-            return AUTO_CLASSES[derivation.task].from_pipe(pipeline, **derivation.overrides)
-        except ValueError as error:
-            if isinstance(error, DenoisedError):
-                raise
-            raise TaskNotSupportedError(
-                f"A {type(pipeline).__name__} cannot be made into a pipeline for {derivation.task}: "
-                f"{_clean(str(error))}",
-                hint=_supported(type(pipeline).__name__),
-            ) from None
 
 
 class _Report:
@@ -290,38 +188,61 @@ class _Report:
 
     def __init__(
         self,
-        parts: list[_Part],
-        plan: Plan,
+        found: list[Part],
+        shared_bytes: int,
         progress: Callable[[LoadProgress], None],
         check_cancelled: Callable[[], None],
     ) -> None:
-        self._bytes = {part.role: part.bytes for part in parts}
+        self._bytes = {part.role: part.memory_bytes for part in found}
         self._progress, self._check_cancelled = progress, check_cancelled
-        self.total_bytes, self._done = plan.new_bytes + plan.shared_bytes, plan.shared_bytes
+        self.total_bytes, self._done = sum({part.digest: part.memory_bytes for part in found}.values()), shared_bytes
         self._original = getattr(pipeline_utils, "load_sub_model", None)
 
+    def over(self, role: str, load: Callable[[], Any]) -> Any:
+        """Loads one component and reports it."""
+        self._check_cancelled()
+        self._progress(LoadProgress("reading weights", role, self._done, self.total_bytes))
+        loaded = load()
+        self._done = min(self._done + self._bytes.get(role, 0), self.total_bytes)
+        return loaded
+
     def __enter__(self) -> None:
-        if self._original is None:
-            return
         original = self._original
+        if original is not None:
 
-        def load_sub_model(*args: Any, name: str = "", **kwargs: Any) -> Any:
-            self._check_cancelled()
-            self._progress(LoadProgress("reading weights", name, self._done, self.total_bytes))
-            loaded = original(*args, name=name, **kwargs)
-            self._done += self._bytes.get(name, 0)
-            return loaded
+            def load_sub_model(*args: Any, name: str = "", **kwargs: Any) -> Any:
+                return self.over(name, lambda: original(*args, name=name, **kwargs))
 
-        pipeline_utils.load_sub_model = load_sub_model
+            pipeline_utils.load_sub_model = load_sub_model
 
     def __exit__(self, *_: object) -> None:
         if self._original is not None:
             pipeline_utils.load_sub_model = self._original
-        self._progress(LoadProgress("reading weights", "", self._done, self.total_bytes))
 
 
 def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     return {role: part for role, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def _from_pipe(pipeline: DiffusionPipeline, derivation: Derivation) -> DiffusionPipeline:
+    class_name = type(pipeline).__name__
+    for name, override in derivation.overrides.items():
+        if isinstance(override, ComponentSource):
+            raise InvalidFieldError.of(
+                f"derivation.overrides[{name}]",
+                "a derived pipeline cannot bring weights of its own yet.",
+                hint="Name the component when loading instead.",
+            )
+    families.check_overrides(derivation.overrides, class_name, pipeline.config)
+    try:
+        return families.auto_class(derivation.task).from_pipe(pipeline, **derivation.overrides)
+    except ValueError as error:
+        if isinstance(error, DenoisedError):
+            raise
+        raise TaskNotSupportedError(
+            f"A {class_name} cannot be made into a pipeline for {derivation.task}: {_clean(str(error))}.",
+            hint=families.supported(class_name),
+        ) from None
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -337,33 +258,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return dict(index)
 
 
-def _pipeline_class(task: str) -> Any:
-    """The class whose `from_pretrained` to call: diffusers' own Auto class for the task."""
-    if not task:
-        return DiffusionPipeline
-    if task not in AUTO_CLASSES:
-        raise _unknown_task(task)
-    return AUTO_CLASSES[task]
-
-
-def _unknown_task(task: str) -> InvalidFieldError:
-    return InvalidFieldError.of("task", f"{task!r} is not known.", hint=f"Use one of {', '.join(AUTO_CLASSES)}.")
-
-
-def _task_of(pipeline: DiffusionPipeline) -> str:
-    name = type(pipeline)
-    return next((task for task, mapping in MAPPINGS.items() if name in mapping.values()), "")
-
-
-def _supported(class_name: str) -> str:
-    tasks = [
-        task
-        for task, mapping in MAPPINGS.items()
-        if auto_pipeline._get_task_class(mapping, class_name, throw_error_if_not_exist=False) is not None
-    ]
-    return f"diffusers maps {class_name} to {', '.join(tasks) or 'no task'}."
-
-
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -373,39 +267,21 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _check_overrides(overrides: Mapping[str, Override], class_name: str, index: Mapping[str, Any]) -> None:
-    """diffusers only warns about names that it does not know, or ignores them."""
-    known = {name for name in index if not name.startswith("_")} | AUTO_OPTIONS
-    pipeline_class = getattr(diffusers, class_name, None)
-    if pipeline_class is not None:
-        modules, options = pipeline_class._get_signature_keys(pipeline_class)
-        known |= {*modules, *options}
-    for name in overrides:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise InvalidFieldError.of(
-                f"spec.overrides[{name}]",
-                f"{class_name} has no component or option of this name.",
-                hint=f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(sorted(known))}.",
-            )
-
-
-def _load_error(spec: Spec, index: Mapping[str, Any], error: Exception) -> DenoisedError:
+def _load_error(spec: Spec, class_name: str, error: Exception) -> DenoisedError:
     """What diffusers raised while loading, as one of ours."""
     logger.debug("loading %s failed", spec.repo_id, exc_info=error)
-    text = _clean(str(error))
     if isinstance(error, ValueError) and "AutoPipeline can't find" in str(error):
-        class_name = str(index["_class_name"])
         return TaskNotSupportedError(
             f"{spec.repo_id!r} is a {class_name}, which diffusers does not map to {spec.task}.",
-            hint=_supported(class_name),
+            hint=families.supported(class_name),
         )
     return NotAPipelineError(
-        f"diffusers cannot load {spec.repo_id!r}: {text}",
+        f"diffusers cannot load {spec.repo_id!r}: {_clean(str(error))}.",
         hint="Check that the checkpoint is complete and that the daemon's diffusers is recent enough for it.",
     )
 
 
 def _clean(text: str) -> str:
-    """The first lines of a library's message, without the daemon's paths."""
-    return PATH.sub("…", " ".join(text.split()))[:400]
+    """The beginning of a library's message, without the daemon's paths: what follows one that has spaces goes too."""
+    text = re.sub(r"(?:/[^/\n'\"`]+){2,}/", "…/", " ".join(text.split()))
+    return PATH.sub("…", text)[:400].rstrip(" .")

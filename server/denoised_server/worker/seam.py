@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import greenlet
 import torch
@@ -18,32 +17,51 @@ from diffusers.hooks import HookRegistry
 from torch import nn
 
 from . import joining
-
-_numbers = itertools.count()
+from .overlay import Overlay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """One method of a component that requests call; `number` is its alone for the life of the process."""
+    """One method of a component that requests call, and what is known of joining its calls.
+
+    `verified` has the kinds of joined call that were seen to agree with running alone, with the places of the arguments
+    that differed between the calls when they did; `refused` the keys of those that never run joined again.
+    """
 
     module: nn.Module
     name: str
     original: Callable[..., Any]
     parameters: list[inspect.Parameter]
-    number: int = field(default_factory=_numbers.__next__)
+    verified: dict[Hashable, frozenset[int]] = field(default_factory=dict)
+    refused: set[Hashable] = field(default_factory=set)
 
     def __str__(self) -> str:
         return f"{type(self.module).__name__}.{self.name}"
 
 
-class Caller(Protocol):
-    """The request that runs on a greenlet, as the seam needs it."""
+class Caller(greenlet.greenlet):
+    """A greenlet on which a request runs. `overlay` holds what the request changes; None while a call runs inline."""
 
-    def call(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    overlay: Overlay | None
+
+    def call(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hands the call to the engine, and returns with its result."""
+        raise NotImplementedError
+
+    def inline(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the call at once. What a component sets on itself meanwhile is its own, as in any call."""
+        overlay, self.overlay = self.overlay, None
+        try:
+            return method.original(*args, **kwargs)
+        finally:
+            self.overlay = overlay
 
 
 def watch(module: nn.Module) -> None:
-    """Hands calls of the module, from now on, to the request that makes them. Watching again changes nothing."""
+    """Hands calls of the module, from now on, to the request that makes them. Watching again changes nothing.
+
+    There is no way back: a request may be inside a call of the module for as long as the module lives.
+    """
     if "_denoised_methods" in vars(module):
         return
     vars(module)["_denoised_methods"] = methods = [
@@ -59,18 +77,13 @@ def watch(module: nn.Module) -> None:
         HookRegistry.check_if_exists_or_initialize(module)
 
 
-def unwatch(module: nn.Module) -> None:
-    for name in (*vars(module).pop("_denoised_methods", ()), "set_attn_processor"):
-        vars(module).pop(name, None)
-
-
 def _yielding(method: Method) -> Callable[..., Any]:
     @functools.wraps(method.original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        caller: Caller | None = getattr(greenlet.getcurrent(), "caller", None)
-        if caller is None or not _switchable():
+        caller = greenlet.getcurrent()
+        if not isinstance(caller, Caller) or caller.overlay is None:
             return method.original(*args, **kwargs)
-        return caller.call(method, args, kwargs)
+        return caller.call(method, args, kwargs) if _switchable() else caller.inline(method, args, kwargs)
 
     return call
 

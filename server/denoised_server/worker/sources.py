@@ -8,11 +8,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from denoised.errors import InvalidFieldError, NotAPipelineError, RepoNotFoundError, SourceNotAllowedError
+from denoised.errors import (
+    DenoisedError,
+    InvalidFieldError,
+    NotAPipelineError,
+    RepoNotFoundError,
+    SourceNotAllowedError,
+)
 from denoised_server import demo
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_loading_utils import CONNECTED_PIPES_KEYS
+from huggingface_hub import ModelCard
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
+from yaml import YAMLError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +39,8 @@ class Source:
 
 class Sources:
     """Resolves what callers name. Callers cannot reach a directory outside the allowed ones, by links neither."""
+
+    hub_cache = Path(HF_HUB_CACHE).expanduser().resolve()
 
     def __init__(self, allowed: Iterable[str]) -> None:
         roots = [*map(Path, allowed), Path(HF_HUB_CACHE), *EMBEDDED.values()]
@@ -70,15 +81,46 @@ class Sources:
             )
         if not repo_id.startswith(("/", "~", ".")):
             return None
-        folder = Path(repo_id).expanduser().resolve()
-        # Allowed or not comes first: whether a path outside exists is nobody's business.
-        if not any(folder.is_relative_to(root) for root in self._allowed):
-            raise SourceNotAllowedError(
-                f"The daemon may not read {repo_id!r}.", hint="Start it with `--allow-dir` for a directory above."
-            )
-        if not folder.is_dir():
-            raise RepoNotFoundError(f"There is no directory {repo_id!r} on the daemon's machine.")
+        try:
+            folder = Path(repo_id).expanduser().resolve()
+            # Allowed or not comes first: whether a path outside exists is nobody's business.
+            self._check_allowed(folder, repo_id)
+            if not folder.is_dir():
+                raise RepoNotFoundError(
+                    f"There is no directory {repo_id!r} on the daemon's machine.",
+                    hint="Name one that is.",
+                )
+            for path in folder.rglob("*"):
+                if path.is_symlink():
+                    self._check_allowed(path.resolve(), f"{repo_id}/{path.relative_to(folder)}")
+        except DenoisedError:
+            raise
+        except (OSError, RuntimeError, ValueError):
+            # Names that are too long, links in a circle, users that are not there.
+            raise RepoNotFoundError(
+                f"The directory {repo_id[:100]!r} cannot be read.", hint="Check its name and its links."
+            ) from None
         return Source(folder)
+
+    def check_connected(self, folder: Path) -> None:
+        """A checkpoint's README may name further ones, which diffusers then loads: they are held to the same rules."""
+        readme = folder / "README.md"
+        if not readme.is_file():
+            return
+        try:
+            data = ModelCard.load(readme).data
+        except (OSError, ValueError, YAMLError):
+            return
+        for key in CONNECTED_PIPES_KEYS:
+            for name in getattr(data, key, None) or []:
+                if Path(str(name)).exists():
+                    self._check_allowed(Path(str(name)).resolve(), str(name))
+
+    def _check_allowed(self, path: Path, name: str) -> None:
+        if not any(path.is_relative_to(root) for root in self._allowed):
+            raise SourceNotAllowedError(
+                f"The daemon may not read {name!r}.", hint="Start it with `--allow-dir` for a directory above."
+            )
 
     def _download(self, repo_id: str, *, revision: str, variant: str, use_safetensors: bool | None) -> Source:
         if not REPO_ID.fullmatch(repo_id):

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,34 +66,30 @@ def _variant(path: Path) -> str:
 def _measure(path: Path, item_bytes: int) -> WeightFile:
     if path.suffix != ".safetensors":
         return WeightFile(path, path.stat().st_size)
-    total = 0
-    for tensor in _header(path).values():
-        dtype, count = tensor["dtype"], math.prod(tensor["shape"])
-        floating = dtype.startswith(("F", "BF"))
-        total += count * (item_bytes if floating else SAFETENSORS_ITEM_BYTES.get(dtype, 1))
-    return WeightFile(path, total)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The tensors that a safetensors file says it has, after checking that the file is as long as it says."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(size, MAX_HEADER_BYTES):
                 raise ValueError("its header is longer than the file")
-            header: dict[str, Any] = json.loads(file.read(length))
+            header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"it should have {8 + length + end:,} bytes and has {size:,}")
-        return header
+        return WeightFile(path, sum(_tensor_bytes(tensor, item_bytes) for tensor in header.values()))
     except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else "its header cannot be read"
         raise DamagedWeightsError(
             f"The weight file {path.parent.name}/{path.name} is damaged: {reason}.",
             hint="Download or save the checkpoint again.",
         ) from None
+
+
+def _tensor_bytes(tensor: Mapping[str, Any], item_bytes: int) -> int:
+    dtype = str(tensor["dtype"])
+    size = item_bytes if dtype.startswith(("F", "BF")) else SAFETENSORS_ITEM_BYTES.get(dtype, 1)
+    return int(math.prod(tensor["shape"]) * size)
 
 
 def _configuration(path: Path) -> str:
@@ -108,13 +104,15 @@ def _configuration(path: Path) -> str:
 class Digests:
     """Content digests of files, each computed once for as long as the file stays as it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, hub_cache: Path) -> None:
+        self._hub_cache = hub_cache
         self._known: dict[tuple[str, int, int], str] = {}
 
     def of_file(self, path: Path) -> str:
-        """SHA-256, hexadecimal. The Hub's cache names its blobs by it, so those are not read."""
+        """SHA-256, hexadecimal. The Hub's cache names blobs by it, so those are not read; other names prove nothing."""
         real = path.resolve()
-        if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
+        is_blob = real.parent.name == "blobs" and real.is_relative_to(self._hub_cache)
+        if is_blob and re.fullmatch(r"[0-9a-f]{64}", real.name):
             return real.name
         state = real.stat()
         key = (str(real), state.st_size, state.st_mtime_ns)

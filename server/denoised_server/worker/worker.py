@@ -8,8 +8,12 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers.utils.logging
@@ -34,8 +38,10 @@ from denoised_server.messages import (
     Watch,
     WorkerSettings,
 )
+from torch import nn
 
 from . import host_memory, overlay, signature
+from .batches import Outcome
 from .components import ComponentStore
 from .construction import Construction
 from .engine import Cancelled, Engine, Request
@@ -49,7 +55,20 @@ logger = logging.getLogger(__name__)
 
 # What decides the bits of an output.
 LIBRARIES = ("diffusers", "torch", "transformers")
+# Seconds.
+RELEASE_PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 Emit = Callable[[Event | End], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """One command under way."""
+
+    number: int
+    command: Any
+    emit: Emit
+    is_cancelled: bool = False
+    request: Request | None = None
 
 
 class Worker:
@@ -73,11 +92,11 @@ class Worker:
         self._engine = Engine(construction, max_joined=settings.max_joined, device=self._device)
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
-        self._requests: dict[int, Request] = {}
-        self._cancelled: set[int] = set()
-        self._watchers: dict[int, Emit] = {}
-        # Held to register and to unload: an unload that follows a cancelled load finds the pipeline, or nothing of it.
+        # Held to register, to unload and to look at tasks: an unload that follows a cancelled load finds the pipeline,
+        # or nothing of it.
         self._lock = threading.Lock()
+        self._tasks: dict[int, _Task] = {}
+        self._unloads: list[_Task] = []
         self._closed = threading.Event()
         self._loads = ThreadPoolExecutor(1, "load")
         self._controls = ThreadPoolExecutor(1, "control")
@@ -96,54 +115,59 @@ class Worker:
 
     def submit(self, number: int, command: Command, emit: Emit) -> None:
         """Starts a command and returns; its events go to `emit`, from any thread, the last one Done or Failed."""
+        task = _Task(number, command, emit)
+        with self._lock:
+            self._tasks[number] = task
         match command:
             case Load():
-                self._loads.submit(self._answer, number, emit, lambda: self._load(number, command, emit))
+                self._loads.submit(self._answer, task, lambda: self._load(task, command))
             case Derive():
-                self._controls.submit(self._answer, number, emit, lambda: self._derive(number, command, emit))
+                self._controls.submit(self._answer, task, lambda: self._derive(task, command))
             case Unload():
-                self._controls.submit(self._answer, number, emit, lambda: self._unload(command, emit))
+                self._unload_when_unused(task, command)
             case Generate():
-                self._media.submit(self._prepare, number, command, emit)
+                self._media.submit(self._prepare, task, command)
             case Watch():
-                watch = threading.Thread(
-                    target=self._answer, args=(number, emit, lambda: self._watch(number, command, emit)), daemon=True
-                )
-                watch.start()
+                work = partial(self._answer, task, lambda: self._watch(task, command))
+                threading.Thread(target=work, name="watch", daemon=True).start()
 
     def cancel(self, number: int) -> None:
         """Stops a command at its next call, component or report; it still ends with Done or Failed."""
-        self._cancelled.add(number)
-        if (request := self._requests.get(number)) is not None:
+        with self._lock:
+            task = self._tasks.get(number)
+            if task is None:
+                return
+            task.is_cancelled = True
+            request = task.request
+        if request is not None:
             self._engine.cancel(request)
 
     def close(self) -> None:
         self._closed.set()
         self._engine.close()
 
-    def _answer(self, number: int, emit: Emit, work: Callable[[], None]) -> None:
-        """Runs a command to its end, whatever that is."""
+    def _answer(self, task: _Task, work: Callable[[], None]) -> None:
+        """Runs a command to its end, whatever that is: Rust libraries panic with more than Exceptions."""
         try:
-            self._check_cancelled(number)
+            self._check_cancelled(task)
             work()
-        except (Cancelled, Exception) as error:
-            self._end(number, emit, error)
+        except BaseException as raised:
+            error: BaseException | None = _bare(raised)
         else:
-            self._end(number, emit)
+            error = None
+        self._end(task, error)
 
-    def _end(self, number: int, emit: Emit, error: BaseException | None = None) -> None:
-        self._cancelled.discard(number)
-        if error is None or isinstance(error, Cancelled):
-            emit(Done())
-        elif isinstance(error, DenoisedError):
-            emit(Failed(error.with_traceback(None)))
-        else:
-            logger.error("a command failed", exc_info=error)
-            name = type(error).__name__
-            emit(Failed(InternalError(f"The worker failed with {name}.", hint="The daemon's log has the rest.")))
+    def _end(self, task: _Task, error: BaseException | None = None) -> None:
+        """`error` as `_bare` leaves it."""
+        with self._lock:
+            del self._tasks[task.number]
+            unloads = self._unloads_now_due()
+        task.emit(Failed(error) if isinstance(error, DenoisedError) else Done())
+        for unload in unloads:
+            self._controls.submit(self._answer, unload, partial(self._unload, unload))
 
-    def _check_cancelled(self, number: int) -> None:
-        if number in self._cancelled or self._closed.is_set():
+    def _check_cancelled(self, task: _Task) -> None:
+        if task.is_cancelled or self._closed.is_set():
             raise Cancelled
 
     def _find(self, pipeline: str) -> Live:
@@ -152,101 +176,110 @@ class Worker:
             raise PipelineNotFoundError(f"This worker holds no {pipeline}.")
         return live
 
-    def _load(self, number: int, command: Load, emit: Emit) -> None:
+    def _load(self, task: _Task, command: Load) -> None:
+        error: BaseException | None = None
         try:
-            live = self._loader.load(command.pipeline, command.recipe, emit, lambda: self._check_cancelled(number))
-            self._register(number, command.pipeline, live)
-        except BaseException:
+            live = self._loader.load(command.pipeline, command.recipe, task.emit, lambda: self._check_cancelled(task))
+            self._register(task, command.pipeline, live)
+        except BaseException as raised:
+            error = _bare(raised)
+        if error is not None:
+            # Here, not in the handler: a live exception pins the half-built modules of its frames.
             _return_memory()
             self._report()
-            raise
+            raise error
         self._report()
-        emit(_loaded(live))
+        task.emit(_loaded(live))
 
-    def _derive(self, number: int, command: Derive, emit: Emit) -> None:
+    def _derive(self, task: _Task, command: Derive) -> None:
         live = self._loader.derive(command.pipeline, self._find(command.source), command.derivation)
-        self._register(number, command.pipeline, live)
+        self._register(task, command.pipeline, live)
         self._report()
-        emit(_loaded(live))
+        task.emit(_loaded(live))
 
-    def _register(self, number: int, pipeline: str, live: Live) -> None:
+    def _register(self, task: _Task, pipeline: str, live: Live) -> None:
         with self._lock:
-            if number in self._cancelled:
-                self._loader.release(pipeline)
-                raise Cancelled
-            self._pipelines[pipeline] = live
+            if not task.is_cancelled:
+                self._pipelines[pipeline] = live
+                return
+        self._loader.release(pipeline)
+        raise Cancelled
 
-    def _unload(self, command: Unload, emit: Emit) -> None:
-        freed = 0
+    def _unload_when_unused(self, task: _Task, command: Unload) -> None:
+        with self._lock:
+            self._unloads.append(task)
+            due = self._unloads_now_due()
+        for unload in due:
+            self._controls.submit(self._answer, unload, partial(self._unload, unload))
+
+    def _unloads_now_due(self) -> list[_Task]:
+        """Takes out the unloads of pipelines that no generation runs: a cancelled one holds on until its next call."""
+        used = {task.command.pipeline for task in self._tasks.values() if isinstance(task.command, Generate)}
+        due = [task for task in self._unloads if task.command.pipeline not in used]
+        self._unloads = [task for task in self._unloads if task not in due]
+        return due
+
+    def _unload(self, task: _Task) -> None:
+        pipeline, freed = task.command.pipeline, 0
         with self._lock:
             # What is still being loaded is its load's to let go of, which was cancelled before this came.
-            if self._pipelines.pop(command.pipeline, None) is not None:
-                freed = self._loader.release(command.pipeline)
-        if freed:
-            _return_memory()
+            is_held = self._pipelines.pop(pipeline, None) is not None
+        if is_held:
+            released = self._loader.release(pipeline)
+            freed = released.freed_bytes
+            _return_memory(released.modules)
         self._report()
-        emit(Unloaded(freed))
+        task.emit(Unloaded(freed))
 
-    def _prepare(self, number: int, command: Generate, emit: Emit) -> None:
+    def _prepare(self, task: _Task, command: Generate) -> None:
         """On a media thread: decodes what came, then hands the request to the engine."""
         try:
-            self._check_cancelled(number)
+            self._check_cancelled(task)
             live = self._find(command.pipeline)
-            generation = Generation(command, live.pipeline, self._device, emit, self._step_seconds)
+            generation = Generation(command, live.pipeline, self._device, task.emit, self._step_seconds)
             generation.prepare()
-        except (Cancelled, Exception) as error:
-            self._end(number, emit, error)
+        except BaseException as raised:
+            error = _bare(raised if isinstance(raised, Cancelled) else failure(raised))
+        else:
+            finish = partial(self._finish, task, generation)
+            request = Request(generation.run, finish, priority=command.priority, alone=command.forbid_batching)
+            with self._lock:
+                task.request, request.is_cancelled = request, task.is_cancelled
+            self._engine.submit(request)
             return
-        request = Request(
-            generation.run,
-            lambda result, error: self._finish(number, generation, request, result, error, emit),
-            priority=command.priority,
-            alone=command.forbid_batching,
-        )
-        self._requests[number] = request
-        if number in self._cancelled:
-            request.cancelled = True
-        self._engine.submit(request)
+        self._end(task, error)
 
-    def _finish(
-        self,
-        number: int,
-        generation: Generation,
-        request: Request,
-        result: object,
-        error: BaseException | None,
-        emit: Emit,
-    ) -> None:
+    def _finish(self, task: _Task, generation: Generation, request: Request, outcome: Outcome) -> None:
         """On the engine's thread: passes what came out on to a media thread."""
-        del self._requests[number]
+        error = outcome.error
+        if error is not None:
+            error = _bare(error if isinstance(error, Cancelled) else failure(error))
 
         def encode() -> None:
             if error is not None:
-                raise error if isinstance(error, Cancelled) else failure(error)
-            emit(generation.encode(result, request))
+                raise error
+            task.emit(generation.encode(outcome.value, request.costs))
 
-        self._media.submit(self._answer, number, emit, encode)
+        self._media.submit(self._answer, task, encode)
 
-    def _watch(self, number: int, command: Watch, emit: Emit) -> None:
-        self._watchers[number] = emit
+    def _watch(self, task: _Task, command: Watch) -> None:
         last = None
-        try:
-            while True:
-                self._check_cancelled(number)
-                if (snapshot := self._snapshot()) != last:
-                    emit(snapshot)
-                last = snapshot
-                self._closed.wait(command.interval)
-        finally:
-            del self._watchers[number]
+        while True:
+            self._check_cancelled(task)
+            if (snapshot := self._snapshot()) != last:
+                task.emit(snapshot)
+            last = snapshot
+            self._closed.wait(command.interval)
 
     def _report(self) -> None:
         """Tells watchers at once, before the answer to whoever changed something: who asks then finds it changed."""
-        for emit in list(self._watchers.values()):
-            emit(self._snapshot())
+        with self._lock:
+            watching = [task for task in self._tasks.values() if isinstance(task.command, Watch)]
+        for task in watching:
+            task.emit(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        counts = self._engine.counts
+        counts = self._engine.batches.counts
         return Snapshot(
             total_bytes=self._total_bytes,
             budget_bytes=self._ledger.budget_bytes,
@@ -257,11 +290,21 @@ class Worker:
             calls=counts["calls"],
             batches=counts["batches"],
             joined_calls=counts["joined_calls"],
-            verified_kinds=self._engine.verified_kinds,
-            refused_kinds=self._engine.refused_kinds,
-            batch_sizes=self._engine.batch_sizes.histogram(),
+            verified_kinds=counts["verified_kinds"],
+            refused_kinds=counts["refused_kinds"],
+            batch_sizes=self._engine.batches.sizes.histogram(),
             step_seconds=self._step_seconds.histogram(),
         )
+
+
+def _bare(error: BaseException) -> BaseException:
+    """Cancelled, or one of ours for a client to see, without the frames that it came through; the log has the rest."""
+    if not isinstance(error, Cancelled | DenoisedError):
+        logger.error("a command failed", exc_info=error)
+        name = type(error).__name__
+        error = InternalError(f"The worker failed with {name}.", hint="The daemon's log has the rest.")
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _loaded(live: Live) -> Loaded:
@@ -287,9 +330,18 @@ def _process_bytes(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _return_memory() -> None:
-    """Modules are in reference cycles, and allocators keep what was freed: both have to be told."""
-    gc.collect()
+def _return_memory(modules: Sequence[weakref.ref[nn.Module]] = ()) -> None:
+    """Modules are in reference cycles, and allocators keep what was freed: both have to be told.
+
+    A request that has just ended may still be on another thread's stack, so there are a few tries.
+    """
+    for pause in RELEASE_PAUSES:
+        gc.collect()
+        if all(module() is None for module in modules):
+            break
+        time.sleep(pause)
+    else:
+        logger.warning("unloaded weights are still referenced")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     host_memory.trim()

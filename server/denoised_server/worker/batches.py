@@ -1,0 +1,164 @@
+"""Component calls, run: alone, or joined with others once that is known to come to the same.
+
+That a component treats samples independently cannot be seen from outside. Each kind of joined call is therefore run
+both ways before it is believed, and the lone results are what requests get meanwhile. What was seen holds only for what
+differed between the calls when it was seen: two calls at one timestep say nothing of calls at two.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+from . import joining
+from .joining import Arguments, NotJoinableError
+from .observations import Observations
+from .overlay import Overlay
+from .seam import Method
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE_BOUNDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+Kind: TypeAlias = Hashable
+
+
+@dataclass(slots=True)
+class Costs:
+    """What the calls of one request came to; a joined call counts in full."""
+
+    calls: int = 0
+    joined_calls: int = 0
+    max_joined: int = 0
+    device_seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One component call; `arguments` is None for one that stands alone."""
+
+    method: Method
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    arguments: Arguments | None
+    overlay: Overlay
+    costs: Costs
+
+    @property
+    def key(self) -> Hashable | None:
+        """Equal for calls that may be joined; None for one that stands alone."""
+        if self.arguments is None or self.arguments.key in self.method.refused:
+            return None
+        return id(self.method), self.arguments.key
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a call returned or raised."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class Batches:
+    """Runs batches of calls with equal keys, and counts them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sizes: Observations = field(default_factory=lambda: Observations(BATCH_SIZE_BOUNDS))
+
+    def run(self, calls: list[Call]) -> list[Outcome | None]:
+        """Outcomes of the calls, in their order. None for a call that has to wait until the others have shown more."""
+        if len(calls) == 1:
+            return [self._alone(calls[0])]
+        arguments = [call.arguments for call in calls if call.arguments is not None]
+        method = calls[0].method
+        kind = (arguments[0].key, frozenset(each.rows for each in arguments), joining.dtypes(arguments))
+        seen = method.verified.get(kind)
+        if seen is not None and (len(seen) == arguments[0].variable or joining.varied(arguments) <= seen):
+            return list(self._joined(method, calls, arguments))
+        chosen = _telling(arguments, seen or frozenset())
+        outcomes: list[Outcome | None] = [None] * len(calls)
+        shown = self._verify(method, kind, [calls[index] for index in chosen], [arguments[index] for index in chosen])
+        for index, outcome in zip(chosen, shown, strict=True):
+            outcomes[index] = outcome
+        return outcomes
+
+    def _alone(self, call: Call) -> Outcome:
+        began = time.perf_counter()
+        call.overlay.put_on()
+        try:
+            return Outcome(call.method.original(*call.args, **call.kwargs))
+        except BaseException as error:  # whatever it is, it is the request's: this thread serves others too
+            return Outcome(error=error)
+        finally:
+            call.overlay.take_off()
+            self._count([call], time.perf_counter() - began)
+
+    def _joined(self, method: Method, calls: list[Call], arguments: list[Arguments]) -> list[Outcome]:
+        began = time.perf_counter()
+        results: list[Any] | None = None
+        try:
+            args, kwargs = joining.join(arguments)
+            results = joining.split(method.original(*args, **kwargs), [each.rows for each in arguments])
+        except BaseException as error:
+            # Out of memory, or one request's values: only those that fail alone fail.
+            logger.debug("a joined call of %s failed and runs one by one: %s", method, type(error).__name__)
+        if results is None:
+            # Here, not in the handler: a live exception pins every tensor of its frames.
+            return [self._alone(call) for call in calls]
+        self._count(calls, time.perf_counter() - began)
+        return [Outcome(result) for result in results]
+
+    def _verify(self, method: Method, kind: Kind, calls: list[Call], arguments: list[Arguments]) -> list[Outcome]:
+        """Runs the calls alone, then joined, and remembers whether that came to the same."""
+        outcomes = [self._alone(call) for call in calls]
+        if any(outcome.error is not None for outcome in outcomes):
+            return outcomes
+        try:
+            args, kwargs = joining.join(arguments)
+        except NotJoinableError:
+            return outcomes
+        try:
+            results = joining.split(method.original(*args, **kwargs), [each.rows for each in arguments])
+            difference = joining.worst(
+                joining.difference(joined, alone.value) for joined, alone in zip(results, outcomes, strict=True)
+            )
+        except torch.OutOfMemoryError:
+            return outcomes
+        except Exception as error:
+            logger.debug("a joined call of %s fails: %s", method, type(error).__name__)
+            difference = math.inf
+        if difference <= 1:
+            self.counts["verified_kinds"] += kind not in method.verified
+            method.verified[kind] = method.verified.get(kind, frozenset()) | joining.varied(arguments)
+        elif difference > 1:
+            logger.debug("joined calls of %s differ from lone ones by %.2g of the tolerance", method, difference)
+            self.counts["refused_kinds"] += 1
+            method.refused.add(arguments[0].key)
+        return outcomes
+
+    def _count(self, calls: list[Call], seconds: float) -> None:
+        joined = len(calls)
+        self.sizes.observe(joined)
+        self.counts["batches"] += 1
+        self.counts["joined_calls"] += joined if joined > 1 else 0
+        for call in calls:
+            call.costs.device_seconds += seconds
+            call.costs.max_joined = max(call.costs.max_joined, joined)
+            call.costs.joined_calls += joined > 1
+
+
+def _telling(calls: list[Arguments], seen: frozenset[int]) -> list[int]:
+    """Positions of few calls that show what a batch of them all would: each number of rows, each place that differs."""
+    chosen = {next(index for index, call in enumerate(calls) if call.rows == rows) for rows in {c.rows for c in calls}}
+    for place in joining.varied(calls) - seen:
+        chosen |= {0, next(index for index, call in enumerate(calls) if place in joining.varied([calls[0], call]))}
+    return sorted(chosen if len(chosen) > 1 else {0, 1})
