@@ -28,12 +28,12 @@ from PIL import Image
 
 from .batches import Costs
 from .observations import Observations
+from .quotation import quote
 
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 MISSHAPEN = re.compile(r"\b(shapes?|sizes?|dimensions?|channels|dtype)\b")
-PATH = re.compile(r"(?:/[\w.@+-]+){2,}/?")
 
 
 class Steps:
@@ -214,9 +214,9 @@ def failure(error: BaseException) -> DenoisedError:
     misshapen = type(error) is RuntimeError and MISSHAPEN.search(str(error))
     if misshapen or isinstance(error, ValueError | TypeError | AttributeError | NotImplementedError):
         logger.debug("a pipeline refused its arguments", exc_info=error)
-        text = PATH.sub("…", " ".join(str(error).split()))[:500].rstrip(".")
         return PipelineRejectedError(
-            f"The pipeline refused its arguments: {text}.", hint="`parameters` of the pipeline says what it takes."
+            f"The pipeline refused its arguments: {quote(error)}.",
+            hint="`parameters` of the pipeline says what it takes.",
         )
     logger.error("a pipeline failed", exc_info=error)
     return InternalError(f"The pipeline failed with {type(error).__name__}.", hint="The daemon's log has the rest.")

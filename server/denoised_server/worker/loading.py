@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +23,11 @@ from .components import ComponentStore
 from .construction import Construction
 from .ledger import Ledger
 from .parts import DIFFUSERS_DTYPE, Part
+from .quotation import quote
 from .sources import Sources
 from .weights import Digests
 
 logger = logging.getLogger(__name__)
-
-PATH = re.compile(r"(?:/[\w.@+-]+){2,}/?")
 
 
 @dataclass(slots=True)
@@ -240,7 +238,7 @@ def _from_pipe(pipeline: DiffusionPipeline, derivation: Derivation) -> Diffusion
         if isinstance(error, DenoisedError):
             raise
         raise TaskNotSupportedError(
-            f"A {class_name} cannot be made into a pipeline for {derivation.task}: {_clean(str(error))}.",
+            f"A {class_name} cannot be made into a pipeline for {derivation.task}: {quote(error)}.",
             hint=families.supported(class_name),
         ) from None
 
@@ -276,12 +274,6 @@ def _load_error(spec: Spec, class_name: str, error: Exception) -> DenoisedError:
             hint=families.supported(class_name),
         )
     return NotAPipelineError(
-        f"diffusers cannot load {spec.repo_id!r}: {_clean(str(error))}.",
+        f"diffusers cannot load {spec.repo_id!r}: {quote(error)}.",
         hint="Check that the checkpoint is complete and that the daemon's diffusers is recent enough for it.",
     )
-
-
-def _clean(text: str) -> str:
-    """The beginning of a library's message, without the daemon's paths: what follows one that has spaces goes too."""
-    text = re.sub(r"(?:/[^/\n'\"`]+){2,}/", "…/", " ".join(text.split()))
-    return PATH.sub("…", text)[:400].rstrip(" .")
