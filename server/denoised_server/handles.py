@@ -185,9 +185,10 @@ class HandleTable:
         while len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    def is_leaving(self, name: str) -> bool:
-        """Whether the name belongs to a handle that will be removed."""
-        return name in self._handles and self._handles[name].state is State.UNLOADING
+    def is_leaving(self, name: str, request_id: str, now: float) -> bool:
+        """Whether the name, or what the request was answered with before, is a handle that will be removed."""
+        known = (self._handles.get(name), self._remembered(request_id, now))
+        return any(handle is not None and handle.state is State.UNLOADING for handle in known)
 
     def is_gone(self, name: str) -> bool:
         """Whether the name belonged to a handle that was removed."""

@@ -241,10 +241,10 @@ class Pool:
             raise _shutting_down()
 
     def _is_leaving(self, lease: Lease) -> bool:
-        return self._handles.is_leaving(PREFIX + lease.pipeline_id)
+        return self._handles.is_leaving(PREFIX + lease.pipeline_id, lease.request_id, time.time())
 
     async def _wait_for_id(self, lease: Lease) -> None:
-        """The id of a pipeline that is on its way out is free when it is gone."""
+        """The ids of a pipeline that is on its way out, its own and its request's, are free when it is gone."""
         self._check_open()
         await self._changes.until(lambda: not self._is_leaving(lease))
 

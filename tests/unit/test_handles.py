@@ -157,7 +157,7 @@ def test_only_what_is_active_and_unused_expires(table: HandleTable) -> None:
 def test_a_pipeline_on_its_way_out_takes_no_work(table: HandleTable) -> None:
     handle = activate(table, table.open(RECIPE, now=0, pipeline_id="mine"))
     handle.state = State.UNLOADING
-    assert table.is_leaving("pipelines/mine")
+    assert table.is_leaving("pipelines/mine", "", now=0)
     assert table.get(handle.name) is handle
     with pytest.raises(PipelineNotFoundError):
         table.use(handle.name, now=0)

@@ -222,6 +222,38 @@ async def test_a_request_sent_again_joins_the_first_one(pool: Pool, executor: Fa
     assert (len(executor.sent(Load)), len(executor.sent(Derive))) == (1, 0)
 
 
+@pytest.mark.parametrize("weights", ["weights", "absent"])
+async def test_a_request_sent_again_waits_until_the_abandoned_or_failed_load_is_gone(
+    pool: Pool, executor: FakeExecutor, weights: str
+) -> None:
+    executor.hold(Unload, *([Load] if weights == "weights" else []))
+    first = asyncio.create_task(load(pool, Spec(weights), request_id="r1"))
+    await soon(lambda: executor.sent(Load))
+    await settle()
+    first.cancel()
+    await asyncio.wait([first])
+    second = asyncio.create_task(load(pool, request_id="r1"))
+    await settle()
+    executor.release()
+    view = await second
+    assert view.state is State.ACTIVE
+    assert names(pool) == [view.name] == list(executor.workers["workers/0"].pipelines)
+
+
+async def test_a_request_sent_again_does_not_get_what_is_being_unloaded(pool: Pool) -> None:
+    first = await load(pool, request_id="r1")
+    async with aclosing(hanging(pool, first.name)) as running:
+        await anext(running)
+        unloading = asyncio.create_task(pool.unload(first.name))
+        await settle()
+        second = asyncio.create_task(load(pool, request_id="r1"))
+        await settle()
+        assert not second.done()
+    await unloading
+    assert (await second).state is State.ACTIVE
+    assert (await second).name != first.name
+
+
 async def test_a_load_whose_worker_dies_fails_and_may_be_sent_again(pool: Pool, executor: FakeExecutor) -> None:
     with pytest.raises(WorkerLostError) as caught:
         await load(pool, Spec("die"), request_id="r1")

@@ -466,8 +466,9 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     another spec the call fails with ALREADY_EXISTS, reason PIPELINE_EXISTS.
     """
     request_id: builtins.str
-    """Chosen by the caller, at most 128 characters, best a UUID. Sending the same one again, after a lost connection,
-    joins the first load and returns the same handle. Remembered for an hour. Defaults to none.
+    """Chosen by the caller, at most 128 characters, best a UUID. Sending the same one again joins the first load, or
+    returns its handle. A load whose lost connection the daemon has noticed is abandoned; the same request_id then waits
+    until nothing of it is left, and starts a new load. Remembered for an hour. Defaults to none.
     """
     @property
     def spec(self) -> global___PipelineSpec:
