@@ -48,7 +48,8 @@ class Origin:
 class _Build:
     """One recipe being built, once for all handles that want it; `origin` is a live pipeline to derive it from."""
 
-    def __init__(self, recipe: Recipe, origin: Origin | None) -> None:
+    def __init__(self, key: Hashable, recipe: Recipe, origin: Origin | None) -> None:
+        self.key = key
         self.recipe = recipe
         self.origin = origin
         self.worker = origin.worker if origin else ""
@@ -102,14 +103,7 @@ class Builds:
 
     async def follow(self, handle: Handle, origin: Origin | None = None) -> AsyncGenerator[LoadProgress, None]:
         """Ends when the handle's pipeline is live. Leaving early abandons its build, unless others wait for it too."""
-        # What is derived from a live pipeline takes milliseconds and its commands name that pipeline: not for others.
-        key = handle if origin or handle in self._builds else identity(handle.recipe)
-        build = self._builds.get(key)
-        if build is None:
-            build = self._builds[key] = _Build(handle.recipe, origin)
-            build.task = self._background.spawn(self._run(key, build), name=f"build of {handle.name}")
-            self._running.add(build)
-            build.task.add_done_callback(partial(self._ended, build))
+        build = self._joinable(handle, origin) or self._begin(handle, origin)
         channel = Channel[LoadProgress]()
         build.waiting.setdefault(handle, []).append(channel)
         if build.progress is not None:
@@ -118,7 +112,7 @@ class Builds:
             async for progress in channel:
                 yield progress
         finally:
-            self._leave(key, build, handle, channel)
+            self._leave(build, handle, channel)
 
     def recipes_on(self, worker: str) -> list[Recipe]:
         """What a worker will hold."""
@@ -137,7 +131,28 @@ class Builds:
     async def stop(self) -> None:
         await self._background.stop()
 
-    def _leave(self, key: Hashable, build: _Build, handle: Handle, channel: Channel[LoadProgress]) -> None:
+    def _joinable(self, handle: Handle, origin: Origin | None) -> _Build | None:
+        # Two builds of one handle would be two pipelines of one name, of which the worker keeps neither.
+        for build in self._running:
+            if handle in build.waiting and build.is_wanted:
+                return build
+        # What is derived from a live pipeline takes milliseconds and its commands name that pipeline: not for others.
+        return None if origin else self._builds.get(identity(handle.recipe))
+
+    def _begin(self, handle: Handle, origin: Origin | None) -> _Build:
+        key = handle if origin else identity(handle.recipe)
+        build = self._builds[key] = _Build(key, handle.recipe, origin)
+        build.task = self._background.spawn(self._run(build), name=f"build of {handle.name}")
+        self._running.add(build)
+        build.task.add_done_callback(partial(self._ended, build))
+        return build
+
+    def _forget(self, build: _Build) -> None:
+        """Whoever wants its recipe from now on has it built anew."""
+        if self._builds.get(build.key) is build:
+            del self._builds[build.key]
+
+    def _leave(self, build: _Build, handle: Handle, channel: Channel[LoadProgress]) -> None:
         channels = build.waiting.get(handle, [])
         if channel not in channels:
             return  # The build has ended.
@@ -150,11 +165,10 @@ class Builds:
             del build.waiting[handle]
             self._drop(handle)
         if not build.is_wanted:
-            # Whoever wants this recipe from now on has it built anew.
-            self._builds.pop(key, None)
+            self._forget(build)
             build.task.cancel()
 
-    async def _run(self, key: Hashable, build: _Build) -> None:
+    async def _run(self, build: _Build) -> None:
         outcome, began = "cancelled", time.monotonic()
         try:
             build.worker = build.worker or await self._place(build.recipe)
@@ -173,15 +187,15 @@ class Builds:
                 if handle not in build.begun:
                     self._drop(handle)
         finally:
-            if self._builds.get(key) is build:
-                del self._builds[key]
+            self._forget(build)
             self._observer.load_ended(outcome, time.monotonic() - began)
             # What is left was begun and is not wanted: a cancelled load may have finished just before it heard of it.
             await self._clear(build)
 
     async def _make(self, build: _Build) -> None:
         """Has the worker build the recipe for the first handle, and twins of it for all that came since."""
-        first = next(iter(build.waiting))
+        first = await self._next(build)
+        assert first is not None, "a build that nobody waits for is cancelled"
         build.begun[first] = None
         begin: Command = Load(first.name, build.recipe)
         if build.origin is not None:
@@ -194,10 +208,19 @@ class Builds:
                     build.begun[first] = event
         if build.begun[first] is None:
             raise InternalError(f"{build.worker} did not say what it loaded.")
-        while twins := [handle for handle in build.waiting if handle not in build.begun]:
-            build.begun[twins[0]] = None
-            twin = Derive(twins[0].name, first.name, None)
-            build.begun[twins[0]] = await answer(self._executor, build.worker, twin, Loaded)
+        while (twin := await self._next(build)) is not None:
+            build.begun[twin] = None
+            command = Derive(twin.name, first.name, None)
+            build.begun[twin] = await answer(self._executor, build.worker, command, Loaded)
+
+    async def _next(self, build: _Build) -> Handle | None:
+        """Who is to be built next. Returns only when no other build still clears that one's pipeline away."""
+        while new := [handle for handle in build.waiting if handle not in build.begun]:
+            clearing = [other.task for other in self._running if other is not build and new[0] in other.begun]
+            if not clearing:
+                return new[0]
+            await asyncio.wait(clearing)
+        return None
 
     def _settle(self, build: _Build) -> None:
         """Hands out what was built, except to handles that were abandoned."""

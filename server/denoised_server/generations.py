@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
-from denoised.errors import DenoisedError, InternalError
+from denoised.errors import DenoisedError, InternalError, PipelineNotFoundError
 
 from . import arguments
 from .channel import Channel
@@ -20,6 +21,8 @@ from .gate import Gate
 from .handles import Handle
 from .messages import Finished, Generate, Output, Progress
 from .observer import Observer
+
+logger = logging.getLogger(__name__)
 
 SEED_BITS = 32
 
@@ -50,6 +53,7 @@ class _Generation:
         self.handle = handle
         self.events = Channel[GenerationEvent]()
         self.is_admitted = False
+        self.has_begun = False
         self._task: asyncio.Task[None]
 
     def begin(self, work: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
@@ -82,7 +86,8 @@ class _Generation:
 class Generations:
     """Runs pipelines, no more on a worker at a time than its gate admits.
 
-    `bring_back` returns with a handle's pipeline live on a worker; `changed` is called after any change.
+    `bring_back` returns with a handle's pipeline live on a worker, `missing` hears that the worker does not hold it
+    after all, and `changed` is called after any change.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Generations:
         executor: Executor,
         *,
         bring_back: Callable[[Handle], Awaitable[None]],
+        missing: Callable[[Handle], None],
         changed: Callable[[], None],
         observer: Observer,
         max_running: int,
@@ -98,6 +104,7 @@ class Generations:
     ) -> None:
         self._executor = executor
         self._bring_back = bring_back
+        self._missing = missing
         self._changed = changed
         self._observer = observer
         self._max_running = max_running
@@ -145,23 +152,33 @@ class Generations:
             await generation.leave()
 
     async def _run(self, generation: _Generation, command: Generate) -> None:
-        handle, began = generation.handle, time.monotonic()
+        handle, began, retried = generation.handle, time.monotonic(), False
         while not generation.is_admitted:
             await self._bring_back(handle)
             # Again: before its first load, the pipeline's parameters were not known.
             self._check(handle, command)
-            worker = handle.worker
+            worker, loaded = handle.worker, handle.loaded
             async with self.gate(worker).enter(priority=command.priority, moved=generation.queued):
                 # The worker may have died while this one waited; then what it held is built anew.
                 if handle.worker == worker:
                     generation.is_admitted = True
                     queue_seconds = time.monotonic() - began
                     self._observer.admitted(queue_seconds)
-                    await self._relay(generation, worker, command, queue_seconds)
+                    try:
+                        await self._relay(generation, worker, command, queue_seconds)
+                    except PipelineNotFoundError:
+                        if retried or generation.has_begun:
+                            raise
+                        logger.warning("%s does not hold %s, which is built again", worker, handle.name)
+                        generation.is_admitted, retried = False, True
+                        # Another generation may have found out first.
+                        if handle.loaded is loaded:
+                            self._missing(handle)
 
     async def _relay(self, generation: _Generation, worker: str, command: Generate, queue_seconds: float) -> None:
         async with aclosing(self._executor.submit(worker, command)) as events:
             async for event in events:
+                generation.has_begun = True
                 match event:
                     case Progress() | Output():
                         if isinstance(event, Output) and event.field == "images":

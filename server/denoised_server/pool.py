@@ -78,6 +78,7 @@ class Pool:
         self._generations = Generations(
             executor,
             bring_back=self._bring_back,
+            missing=self._miss,
             changed=self._changed,
             observer=self._observer,
             max_running=max_running,
@@ -290,6 +291,10 @@ class Pool:
     def _activate(self, handle: Handle, worker: str, loaded: Loaded) -> None:
         self._handles.activate(handle, worker=worker, loaded=loaded, now=time.time())
         logger.info("%s is live on %s: %s", handle.name, worker, loaded.pipeline_class)
+        self._changed()
+
+    def _miss(self, handle: Handle) -> None:
+        handle.worker = ""
         self._changed()
 
     def _remove(self, handle: Handle) -> None:

@@ -444,6 +444,54 @@ async def test_who_wants_a_lost_pipeline_at_the_same_time_has_it_rebuilt_once(
     assert (len(executor.sent(Load)), len(executor.sent(Derive))) == (1, 2)
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_deriving_what_is_being_rebuilt_makes_one_pipeline_of_the_name(
+    pool: Pool, executor: FakeExecutor, leaves: bool
+) -> None:
+    await load(pool, pipeline_id="a")
+    await pool.derive("pipelines/a", INPAINTING, Lease(pipeline_id="b"))
+    executor.kill("workers/0")
+    await soon(lambda: only_worker(pool).restart_count)
+    await generate(pool, "pipelines/a")
+    executor.hold(Load)
+    rebuild = asyncio.create_task(generate(pool, "pipelines/b"))
+    await settle()
+    derived = asyncio.create_task(pool.derive("pipelines/a", INPAINTING, Lease(pipeline_id="b")))
+    await settle()
+    if leaves:
+        rebuild.cancel()
+        await asyncio.wait([rebuild])
+    executor.release()
+    assert (await derived).state is State.ACTIVE
+    assert leaves or len(await rebuild)
+    assert await generate(pool, "pipelines/b")
+
+
+async def test_a_rebuild_waits_until_an_abandoned_one_is_cleared_away(pool: Pool, executor: FakeExecutor) -> None:
+    view = await load(pool)
+    executor.kill("workers/0")
+    await soon(lambda: only_worker(pool).restart_count)
+    executor.hold(Load, Unload)
+    first = asyncio.create_task(generate(pool, view.name))
+    await soon(lambda: len(executor.sent(Load)) == 2)
+    first.cancel()
+    await asyncio.wait([first])
+    second = asyncio.create_task(generate(pool, view.name))
+    await soon(lambda: executor.sent(Unload))
+    await settle()
+    assert len(executor.sent(Load)) == 2
+    executor.release()
+    assert await second
+    assert await generate(pool, view.name)
+
+
+async def test_what_a_worker_does_not_hold_after_all_is_built_again_once(pool: Pool, executor: FakeExecutor) -> None:
+    view = await load(pool)
+    executor.workers["workers/0"].pipelines.clear()
+    assert all(await asyncio.gather(*(generate(pool, view.name) for _ in range(3))))
+    assert len(executor.sent(Load)) == 2
+
+
 async def test_what_waited_for_the_dead_worker_is_run_after_all(make_pool: MakePool, executor: FakeExecutor) -> None:
     pool = await make_pool(max_running=1)
     view = await load(pool)
