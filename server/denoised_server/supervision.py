@@ -73,6 +73,7 @@ class Supervisor:
         self._observer = observer
         self._background = Background()
         self._changes = Condition()
+        self._is_draining = False
         self.workers: dict[str, WorkerRecord] = {}
 
     async def start(self) -> None:
@@ -87,7 +88,8 @@ class Supervisor:
         await self._executor.stop()
 
     def drain(self) -> None:
-        """Shows all workers as taking no more work."""
+        """Shows all workers as taking no more work, and lets the dead ones rest."""
+        self._is_draining = True
         for record in self.workers.values():
             if record.state is WorkerState.ACTIVE:
                 record.state = WorkerState.DRAINING
@@ -122,19 +124,22 @@ class Supervisor:
             record.attempts = 0
         while True:
             await asyncio.sleep(BACKOFF_SECONDS[min(record.attempts, len(BACKOFF_SECONDS) - 1)])
+            if self._is_draining:
+                return
             record.attempts += 1
             record.state = WorkerState.STARTING
             self._note_change()
             try:
                 await self._executor.restart(record.name)
                 break
-            except DenoisedError as error:
+            # OSError: the machine had no process or no file to spare.
+            except (DenoisedError, OSError) as error:
                 logger.error("%s could not be started again: %s", record.name, error)
                 record.state = WorkerState.LOST
                 self._note_change()
         logger.info("%s is back after %.1f s", record.name, time.monotonic() - began)
         record.ready, record.start_time = self._executor.info(record.name), time.monotonic()
-        record.state = WorkerState.ACTIVE
+        record.state = WorkerState.DRAINING if self._is_draining else WorkerState.ACTIVE
         record.restart_count += 1
         self._observer.worker_restarted(record.name)
         self._note_change()

@@ -70,6 +70,7 @@ class FakeExecutor:
         self.log: list[Command] = []
         self.cancelled: list[Command] = []
         self.failing_restarts = 0
+        self.restart_error: Exception = WorkerLostError("It does not come up.")
         self._held: set[type[Command]] = set()
         self._released = asyncio.Event()
         self._changed = asyncio.Event()
@@ -107,7 +108,7 @@ class FakeExecutor:
     async def restart(self, worker: str) -> None:
         if self.failing_restarts:
             self.failing_restarts -= 1
-            raise WorkerLostError(f"{worker} does not come up.")
+            raise self.restart_error
         self.workers[worker] = FakeWorker(worker)
 
     async def stop(self) -> None:

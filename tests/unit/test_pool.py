@@ -518,11 +518,12 @@ async def test_another_worker_takes_over_while_one_is_down(make_pool: MakePool) 
     assert pool.is_serving
 
 
+@pytest.mark.parametrize("error", [WorkerLostError("It ended."), BlockingIOError(11, "no process to spare")])
 async def test_a_worker_that_does_not_come_up_is_tried_again(
-    make_pool: MakePool, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(supervision, "BACKOFF_SECONDS", (0.0,))
-    executor.failing_restarts = 3
+    executor.failing_restarts, executor.restart_error = 3, error
     pool = await make_pool()
     view = await load(pool)
     executor.kill("workers/0")
@@ -752,6 +753,22 @@ async def test_draining_finishes_what_runs_and_refuses_the_rest(make_pool: MakeP
         with pytest.raises(ShuttingDownError):
             async for _ in changes:
                 pass
+
+
+async def test_a_worker_that_dies_while_draining_is_not_brought_back(make_pool: MakePool) -> None:
+    executor = FakeExecutor(workers=2)
+    pool = await make_pool(executor)
+    view = await load(pool)
+    async with aclosing(hanging(pool, view.name)) as running:
+        await anext(running)
+        drain = asyncio.create_task(pool.drain(60))
+        await settle()
+        executor.kill("workers/1")
+        await settle()
+        workers, _ = pool.list_workers(page_size=0, page_token="")
+        assert [worker.state for worker in workers] == [WorkerState.DRAINING, WorkerState.LOST]
+        assert not pool.is_serving
+    await drain
 
 
 async def test_the_grace_ends(pool: Pool) -> None:

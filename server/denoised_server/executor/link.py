@@ -52,7 +52,12 @@ class Link:
         self._process = context.Process(
             target=serve, args=(worker, settings, theirs, ours), name=f"denoised {name}", daemon=True
         )
-        self._process.start()
+        try:
+            self._process.start()
+        except BaseException:
+            for end in (theirs, commands, events, ours):
+                end.close()
+            raise
         # Closes our copies of the worker's ends: otherwise a dead worker never looks like the end of the pipe.
         theirs.close()
         ours.close()
