@@ -12,9 +12,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
-from denoised.errors import DenoisedError, InternalError, PipelineNotFoundError
+from denoised.errors import DenoisedError, InternalError, PipelineNotFoundError, QueueFullError
 
 from . import arguments
+from .admission import MIN_RETRY_SECONDS
 from .channel import Channel
 from .executor import Executor
 from .gate import Gate
@@ -141,6 +142,8 @@ class Generations:
             # Drawn here, so that a run that has to be repeated makes the same images.
             command = replace(command, seeds=(secrets.randbits(SEED_BITS),))
         generation = _Generation(handle)
+        if not handle.worker:
+            self._queue_for_load(generation)
         self._running.add(generation)
         handle.pins += 1
         self._changed()
@@ -150,6 +153,17 @@ class Generations:
                 yield event
         finally:
             await generation.leave()
+
+    def _queue_for_load(self, generation: _Generation) -> None:
+        """The gate of a worker bounds its queue; before there is a worker, no more wait than one could take at once."""
+        waiting = sum(not (other.is_admitted or other.handle.worker) for other in self._running)
+        if waiting >= self._max_running + self._max_waiting:
+            raise QueueFullError(
+                f"{waiting} requests are waiting for pipelines that are being loaded.",
+                hint="Try again later, or raise the daemon's setting max_waiting.",
+                retry_after=MIN_RETRY_SECONDS,
+            )
+        generation.queued(waiting)
 
     async def _run(self, generation: _Generation, command: Generate) -> None:
         handle, began, retried = generation.handle, time.monotonic(), False

@@ -352,7 +352,7 @@ async def test_a_generation_may_wait_for_a_pipeline_that_is_being_loaded(pool: P
     await settle()
     executor.release()
     await loading
-    assert len(await early) == 5
+    assert (await early)[0] == Queued(0)
     with pytest.raises(InvalidFieldError):
         await wrong
 
@@ -395,6 +395,22 @@ async def test_a_full_queue_refuses_and_others_are_not_harmed(make_pool: MakePoo
     assert len(await generate(pool, view.name)) == 5
 
 
+async def test_the_queue_of_a_pipeline_that_is_being_loaded_is_bounded_too(
+    make_pool: MakePool, executor: FakeExecutor
+) -> None:
+    pool = await make_pool(max_running=1, max_waiting=2)
+    executor.hold(Load)
+    loading = asyncio.create_task(load(pool, pipeline_id="mine"))
+    await soon(lambda: executor.sent(Load))
+    generations = [asyncio.create_task(generate(pool, "pipelines/mine")) for _ in range(5)]
+    await settle()
+    refused = [one.exception() for one in generations if one.done()]
+    assert [type(error) for error in refused] == [QueueFullError] * 2
+    executor.release()
+    await loading
+    assert all([await one for one in generations[:3]])
+
+
 async def test_use_pushes_the_expiry(pool: Pool) -> None:
     view = await load(pool, ttl=60)
     await asyncio.sleep(0.01)
@@ -427,7 +443,7 @@ async def test_a_death_fails_what_was_running_and_the_handle_works_on(pool: Pool
     lost = pool.get(view.name)
     assert (lost.worker, lost.state, lost.residency) == ("", State.ACTIVE, "disk")
     assert (lost.exclusive_bytes, lost.shared_bytes) == (0, 0)
-    assert len(await generate(pool, view.name)) == 5
+    assert len(await generate(pool, view.name)) == 6
     assert pool.get(view.name).worker == "workers/0"
     worker = only_worker(pool)
     assert (worker.restart_count, worker.state) == (1, WorkerState.ACTIVE)
@@ -528,7 +544,7 @@ async def test_a_worker_that_does_not_come_up_is_tried_again(
     view = await load(pool)
     executor.kill("workers/0")
     await soon(lambda: not pool.is_serving)
-    assert len(await generate(pool, view.name)) == 5
+    assert len(await generate(pool, view.name)) == 6
     assert executor.failing_restarts == 0
     assert pool.is_serving
 

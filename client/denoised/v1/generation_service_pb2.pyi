@@ -303,7 +303,9 @@ class Queued(google.protobuf.message.Message):
 
     POSITION_FIELD_NUMBER: builtins.int
     position: builtins.int
-    """Requests that will run before it; 0 when it is next."""
+    """Requests that will run before it; 0 when it is next. Of a pipeline that is not on a device yet, those that wait for
+    pipelines on their way there.
+    """
     def __init__(
         self,
         *,
