@@ -601,7 +601,7 @@ async def test_unloading_waits_for_who_came_while_the_pipeline_was_lost(pool: Po
     unload = asyncio.create_task(pool.unload(view.name))
     await settle()
     executor.release()
-    assert len(await waiting) == 5
+    assert len(await waiting) == 6
     assert await unload == WEIGHT_BYTES
 
 
