@@ -12,6 +12,8 @@ from denoised.values import NDARRAY, TENSOR, Artifact, Plain
 from .messages import Generate, Parameter
 
 MAX_TEXT = 65_536
+# Comparing names takes time that grows with their length, and a message should be one that can be read.
+SHOWN_NAME = 64
 MAX_PRIORITY = 100
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", NDARRAY)
@@ -61,12 +63,13 @@ def check(command: Generate, parameters: Sequence[Parameter], *, max_pixels: int
 
 def _unknown(name: str, known: Iterable[str]) -> UnknownArgumentError:
     names = [candidate for candidate in known if candidate not in RESERVED]
-    metadata = {"argument": name[:64]}
+    name = name[:SHOWN_NAME]
+    metadata = {"argument": name}
     hint = "GetPipeline lists what it takes."
     if near := difflib.get_close_matches(name, names, 1):
         metadata["suggestion"] = near[0]
         hint = f"Did you mean {near[0]!r}?"
-    return UnknownArgumentError(f"The pipeline takes no argument {name[:64]!r}.", hint=hint, metadata=metadata)
+    return UnknownArgumentError(f"The pipeline takes no argument {name!r}.", hint=hint, metadata=metadata)
 
 
 def _check_kind(parameter: Parameter, value: Plain) -> None:

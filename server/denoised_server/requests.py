@@ -13,7 +13,8 @@ from .arguments import merge
 from .messages import ComponentSource, Derivation, Generate, Override, Spec
 from .pool import Lease
 
-MAX_REPO_ID = 1024
+# Of the texts that say what to load.
+MAX_LENGTH = 1024
 TASKS: Mapping[int, str] = {
     pipeline_service_pb2.TASK_UNSPECIFIED: "",
     pipeline_service_pb2.TASK_TEXT_TO_IMAGE: "text-to-image",
@@ -42,8 +43,8 @@ def spec(request: pipeline_service_pb2.LoadPipelineRequest) -> Spec:
     _check_repo_id(message.repo_id, "spec.repo_id")
     return Spec(
         repo_id=message.repo_id,
-        revision=message.revision,
-        variant=message.variant,
+        revision=_text(message.revision, "spec.revision"),
+        variant=_text(message.variant, "spec.variant"),
         task=_task(message.task, "spec.task"),
         dtype=_dtype(message.dtype),
         use_safetensors=message.use_safetensors if message.HasField("use_safetensors") else None,
@@ -97,8 +98,13 @@ def _forbids(batching: int) -> bool:
 def _check_repo_id(repo_id: str, field: str) -> None:
     if not repo_id:
         raise InvalidFieldError.of(field, "it is empty.", hint="Name a repository, a directory or an embedded model.")
-    if len(repo_id) > MAX_REPO_ID:
-        raise InvalidFieldError.of(field, f"it is longer than {MAX_REPO_ID:,} characters.", hint="Send a shorter one.")
+    _text(repo_id, field)
+
+
+def _text(text: str, field: str) -> str:
+    if len(text) > MAX_LENGTH:
+        raise InvalidFieldError.of(field, f"it is longer than {MAX_LENGTH:,} characters.", hint="Send a shorter one.")
+    return text
 
 
 def _task(task: int, field: str) -> str:
@@ -119,17 +125,24 @@ def _dtype(dtype: int) -> str:
 
 
 def _overrides(overrides: Mapping[str, pipeline_service_pb2.Override], field: str) -> dict[str, Override]:
-    return {role: _override(override, f"{field}[{role}]") for role, override in overrides.items()}
+    return {_text(role, field): _override(override, f"{field}[{role}]") for role, override in overrides.items()}
 
 
 def _override(override: pipeline_service_pb2.Override, field: str) -> Override:
     match override.WhichOneof("kind"):
         case "value":
+            if override.value.HasField("string_value"):
+                _text(override.value.string_value, field)
             return _value(override.value, field)
         case "component":
             source = override.component
             _check_repo_id(source.repo_id, f"{field}.repo_id")
-            return ComponentSource(source.repo_id, source.subfolder, source.revision, source.variant)
+            return ComponentSource(
+                source.repo_id,
+                _text(source.subfolder, f"{field}.subfolder"),
+                _text(source.revision, f"{field}.revision"),
+                _text(source.variant, f"{field}.variant"),
+            )
     raise InvalidFieldError.of(field, "it is empty.", hint="Set a value or a component.")
 
 

@@ -132,6 +132,13 @@ def test_an_unknown_name_comes_with_the_nearest_that_there_is(name: str, suggest
     assert (suggestion or name) in str(caught.value)
 
 
+def test_an_endless_name_is_refused_in_few_words() -> None:
+    with pytest.raises(UnknownArgumentError) as caught:
+        call({"promt" + "x" * 6_000_000: 1})
+    assert "suggestion" not in caught.value.metadata
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize(
     ("name", "instead"),
     [

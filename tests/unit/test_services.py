@@ -239,6 +239,14 @@ async def test_a_deadline_that_passes_cancels_the_generation(daemon: Daemon) -> 
 SPECS = [
     ({}, "spec.repo_id"),
     ({"repo_id": "x" * 1025}, "spec.repo_id"),
+    ({"repo_id": "a", "revision": "x" * 1025}, "spec.revision"),
+    ({"repo_id": "a", "variant": "x" * 1025}, "spec.variant"),
+    ({"repo_id": "a", "overrides": {"x" * 1025: {"value": {"bool_value": True}}}}, "spec.overrides"),
+    ({"repo_id": "a", "overrides": {"x": {"value": {"string_value": "x" * 1025}}}}, "spec.overrides[x]"),
+    (
+        {"repo_id": "a", "overrides": {"vae": {"component": {"repo_id": "a", "subfolder": "x" * 1025}}}},
+        "spec.overrides[vae].subfolder",
+    ),
     ({"repo_id": "a", "task": 99}, "spec.task"),
     ({"repo_id": "a", "dtype": artifact_pb2.DATA_TYPE_INT8}, "spec.dtype"),
     ({"repo_id": "a", "dtype": 99}, "spec.dtype"),
@@ -401,7 +409,7 @@ async def test_a_long_and_foreign_error_text_still_fits_into_the_headers(daemon:
     name = "ä" * 500
     await fails_with(daemon.generate(name), InvalidFieldError, "INVALID_ARGUMENT", field="pipeline")
     request = pipeline_service_pb2.LoadPipelineRequest(
-        spec=pipeline_service_pb2.PipelineSpec(repo_id="a", overrides={"雪" * 3000: pipeline_service_pb2.Override()})
+        spec=pipeline_service_pb2.PipelineSpec(repo_id="a", overrides={"雪" * 1000: pipeline_service_pb2.Override()})
     )
     await failure(daemon.pipelines.LoadPipeline(request))
     assert await daemon.outcome("LoadPipeline") == "invalid_field"

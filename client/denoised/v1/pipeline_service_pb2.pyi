@@ -240,9 +240,11 @@ class PipelineSpec(google.protobuf.message.Message):
     embedded model, such as "demo". At most 1,024 characters.
     """
     revision: builtins.str
-    """Branch, tag or commit of the repository. Defaults to "main"; returned as the commit it named."""
+    """Branch, tag or commit of the repository. At most 1,024 characters. Defaults to "main"; returned as the commit it
+    named.
+    """
     variant: builtins.str
-    """Weight variant, such as "fp16". Defaults to the plain weights."""
+    """Weight variant, such as "fp16". At most 1,024 characters. Defaults to the plain weights."""
     task: global___Task.ValueType
     """Task to perform. Defaults to the class that the checkpoint names."""
     dtype: denoised.v1.artifact_pb2.DataType.ValueType
@@ -283,7 +285,9 @@ class Override(google.protobuf.message.Message):
     COMPONENT_FIELD_NUMBER: builtins.int
     @property
     def value(self) -> denoised.v1.artifact_pb2.Value:
-        """A plain value: null leaves the component out, a scalar sets the option of that name."""
+        """A plain value: null leaves the component out, a scalar sets the option of that name. Texts have at most 1,024
+        characters.
+        """
 
     @property
     def component(self) -> global___ComponentSource:
@@ -314,11 +318,11 @@ class ComponentSource(google.protobuf.message.Message):
     repo_id: builtins.str
     """Required. Repository on the Hub, directory the daemon may read, or embedded model."""
     subfolder: builtins.str
-    """Folder inside the repository. Defaults to none."""
+    """Folder inside the repository. At most 1,024 characters. Defaults to none."""
     revision: builtins.str
-    """Branch, tag or commit. Defaults to "main"."""
+    """Branch, tag or commit. At most 1,024 characters. Defaults to "main"."""
     variant: builtins.str
-    """Weight variant. Defaults to the plain weights."""
+    """Weight variant. At most 1,024 characters. Defaults to the plain weights."""
     def __init__(
         self,
         *,
@@ -725,7 +729,7 @@ class WatchPipelinesResponse(google.protobuf.message.Message):
         CHANGE_ADDED: WatchPipelinesResponse._Change.ValueType  # 1
         """The pipeline is new, or was there when the watch began."""
         CHANGE_MODIFIED: WatchPipelinesResponse._Change.ValueType  # 2
-        """Its state, lease, residency or sharing changed."""
+        """Its state, lease, residency, sharing or count of generations changed."""
         CHANGE_REMOVED: WatchPipelinesResponse._Change.ValueType  # 3
         """It was unloaded or expired; `pipeline` is its last state."""
         CHANGE_SYNCED: WatchPipelinesResponse._Change.ValueType  # 4
@@ -739,7 +743,7 @@ class WatchPipelinesResponse(google.protobuf.message.Message):
     CHANGE_ADDED: WatchPipelinesResponse.Change.ValueType  # 1
     """The pipeline is new, or was there when the watch began."""
     CHANGE_MODIFIED: WatchPipelinesResponse.Change.ValueType  # 2
-    """Its state, lease, residency or sharing changed."""
+    """Its state, lease, residency, sharing or count of generations changed."""
     CHANGE_REMOVED: WatchPipelinesResponse.Change.ValueType  # 3
     """It was unloaded or expired; `pipeline` is its last state."""
     CHANGE_SYNCED: WatchPipelinesResponse.Change.ValueType  # 4
