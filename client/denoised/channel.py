@@ -72,7 +72,8 @@ def resolve_target(target: str | None) -> str:
     """Fills in what was left out: the environment's target, and the port."""
     target = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
     # gRPC itself would try port 443.
-    return target if ":" in target else f"{target}:{DEFAULT_PORT}"
+    is_whole = ":" in target and not target.endswith("]")
+    return target if is_whole else f"{target}:{DEFAULT_PORT}"
 
 
 def is_loopback(target: str) -> bool:

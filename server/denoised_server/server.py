@@ -159,7 +159,9 @@ def _make_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
 def _bind(server: grpc.aio.Server, address: str) -> int:
     try:
         # gRPC keeps the reason of a failure to itself, so we try first.
-        socket.create_server(_split(address)).close()
+        host, port = _split(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
         return server.add_insecure_port(address)
     except OSError as error:
         raise StartError(f"address {address} cannot be listened on: {_why(error)}.") from None

@@ -143,3 +143,5 @@ def test_a_target_without_a_port_gets_ours(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("DENOISED_TARGET", "other:7")
     assert channel.resolve_target(None) == "other:7"
     assert channel.resolve_target("gpu-host:1") == "gpu-host:1"
+    assert channel.resolve_target("[::1]") == "[::1]:50051"
+    assert channel.resolve_target("[::1]:7") == "[::1]:7"

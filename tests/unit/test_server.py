@@ -37,6 +37,14 @@ if __name__ == "__main__":
 """
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def daemon(tmp_path: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A running daemon: its process, its address and the address of its metrics."""
@@ -135,6 +143,13 @@ def test_workers_end_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
         assert len(workers) >= 2
         process.kill()
         assert psutil.wait_procs(workers, timeout=10)[1] == []
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_an_address_may_be_one_of_ipv6(tmp_path: Path) -> None:
+    with daemon(tmp_path, "address=[::1]:0") as (_, address, _), grpc.insecure_channel(address) as channel:
+        assert address.startswith("[::1]:")
+        grpc.channel_ready_future(channel).result(timeout=10)
 
 
 @pytest.mark.parametrize("setting", ["address", "metrics_address"])
