@@ -53,7 +53,8 @@ class _Build:
         self.recipe = recipe
         self.origin = origin
         self.worker = origin.worker if origin else ""
-        self.waiting: dict[Handle, list[Channel[LoadProgress]]] = {}
+        # Who waits, and whether it would wait through an unload.
+        self.waiting: dict[Handle, dict[Channel[LoadProgress], bool]] = {}
         self.begun: dict[Handle, Loaded | None] = {}
         self.progress: LoadProgress | None = None
         self.task: asyncio.Task[None]
@@ -101,11 +102,16 @@ class Builds:
         self._builds: dict[Hashable, _Build] = {}
         self._running: set[_Build] = set()
 
-    async def follow(self, handle: Handle, origin: Origin | None = None) -> AsyncGenerator[LoadProgress, None]:
-        """Ends when the handle's pipeline is live. Leaving early abandons its build, unless others wait for it too."""
+    async def follow(
+        self, handle: Handle, origin: Origin | None = None, *, lasting: bool = False
+    ) -> AsyncGenerator[LoadProgress, None]:
+        """Ends when the handle's pipeline is live. Leaving early abandons its build, unless others wait for it too.
+
+        Who is `lasting` needs the pipeline once more even though it is to be unloaded.
+        """
         build = self._joinable(handle, origin) or self._begin(handle, origin)
         channel = Channel[LoadProgress]()
-        build.waiting.setdefault(handle, []).append(channel)
+        build.waiting.setdefault(handle, {})[channel] = lasting
         if build.progress is not None:
             channel.put(build.progress)
         try:
@@ -122,11 +128,12 @@ class Builds:
         """Whether a worker may know the handle's pipeline before `built` or `dropped` has said so."""
         return any(handle in build.begun or handle in build.waiting for build in self._running)
 
-    def abandon(self, handle: Handle, error: DenoisedError) -> None:
-        """Ends all waiting for a handle with an error."""
+    def abandon(self, handle: Handle, error: DenoisedError, *, everyone: bool) -> None:
+        """Ends all waiting for a handle with an error, or all but what is lasting."""
         for build in self._running:
-            for channel in build.waiting.get(handle, ()):
-                channel.end(copy.copy(error))
+            for channel, lasting in build.waiting.get(handle, {}).items():
+                if everyone or not lasting:
+                    channel.end(copy.copy(error))
 
     async def stop(self) -> None:
         await self._background.stop()
@@ -153,10 +160,10 @@ class Builds:
             del self._builds[build.key]
 
     def _leave(self, build: _Build, handle: Handle, channel: Channel[LoadProgress]) -> None:
-        channels = build.waiting.get(handle, [])
+        channels = build.waiting.get(handle, {})
         if channel not in channels:
             return  # The build has ended.
-        channels.remove(channel)
+        del channels[channel]
         if channels:
             return
         if handle.state is State.LOADING:

@@ -73,7 +73,7 @@ class Pool:
         self._handles = HandleTable(default_ttl=default_ttl, max_ttl=max_ttl)
         self._supervisor = Supervisor(executor, lost=self._handles.lose, changed=self._changed, observer=self._observer)
         self._builds = Builds(
-            executor, place=self._place, built=self._activate, dropped=self._remove, observer=self._observer
+            executor, place=self._place, built=self._activate, dropped=self._drop, observer=self._observer
         )
         self._generations = Generations(
             executor,
@@ -114,7 +114,7 @@ class Pool:
         self._is_draining = True
         self._supervisor.drain()
         for handle in self._handles:
-            self._builds.abandon(handle, _shutting_down())
+            self._builds.abandon(handle, _shutting_down(), everyone=True)
         self._generations.interrupt(_shutting_down(), lambda handle, admitted: not admitted)
         try:
             async with asyncio.timeout(grace):
@@ -160,7 +160,7 @@ class Pool:
         recipe = replace(origin.recipe, derivations=(*origin.recipe.derivations, derivation))
         handle = self._open(recipe, lease, source=origin.name)
         if not handle.worker:
-            await self._finish(handle, Origin(origin.worker, origin.name, derivation))
+            await self._finish(self._builds.follow(handle, Origin(origin.worker, origin.name, derivation)))
         return handle
 
     def get(self, name: str) -> PipelineView:
@@ -194,6 +194,7 @@ class Pool:
         handle = self._handles.get(name)
         if force:
             self._generations.interrupt(_unloaded(handle), lambda held, admitted: held is handle)
+            self._builds.abandon(handle, _unloaded(handle), everyone=True)
         # Shielded: a caller who leaves does not leave the pipeline between two states.
         return await asyncio.shield(self._unload_soon(handle))
 
@@ -265,10 +266,10 @@ class Pool:
     async def _bring_back(self, handle: Handle) -> None:
         """Returns with the handle's pipeline live: waits for its load, or has a worker build it again."""
         while not handle.worker:
-            await self._finish(handle)
+            await self._finish(self._builds.follow(handle, lasting=True))
 
-    async def _finish(self, handle: Handle, origin: Origin | None = None) -> None:
-        async with aclosing(self._builds.follow(handle, origin)) as progress:
+    async def _finish(self, build: AsyncGenerator[LoadProgress, None]) -> None:
+        async with aclosing(build) as progress:
             async for _ in progress:
                 pass
 
@@ -297,6 +298,12 @@ class Pool:
         handle.worker = ""
         self._changed()
 
+    def _drop(self, handle: Handle) -> None:
+        # What is being unloaded may be built once more for a generation that still waits: its unload removes it.
+        if handle not in self._unloads:
+            self._handles.remove(handle)
+        self._changed()
+
     def _remove(self, handle: Handle) -> None:
         self._handles.remove(handle)
         self._changed()
@@ -319,7 +326,7 @@ class Pool:
 
     async def _unload(self, handle: Handle) -> int:
         if handle.state is State.LOADING:
-            self._builds.abandon(handle, _unloaded(handle))
+            self._builds.abandon(handle, _unloaded(handle), everyone=False)
         handle.state = State.UNLOADING
         self._changed()
         await self._changes.until(lambda: handle.pins == 0 and not self._builds.involves(handle))

@@ -660,6 +660,30 @@ async def test_a_pipeline_that_is_being_loaded_can_be_unloaded(pool: Pool, execu
     assert names(pool) == []
 
 
+@pytest.mark.parametrize("force", [False, True])
+async def test_unloading_what_is_being_loaded_waits_for_its_generations_unless_forced(
+    pool: Pool, executor: FakeExecutor, force: bool
+) -> None:
+    executor.hold(Load)
+    loading = asyncio.create_task(load(pool, pipeline_id="mine"))
+    await soon(lambda: executor.sent(Load))
+    generation = asyncio.create_task(generate(pool, "pipelines/mine"))
+    await settle()
+    unload = asyncio.create_task(pool.unload("pipelines/mine", force=force))
+    with pytest.raises(PipelineUnloadedError):
+        await loading
+    await settle()
+    assert generation.done() == force
+    executor.release()
+    if force:
+        with pytest.raises(PipelineUnloadedError):
+            await generation
+    else:
+        assert isinstance((await generation)[-1], Summary)
+    await unload
+    assert names(pool) == list(executor.workers["workers/0"].pipelines) == []
+
+
 async def test_an_id_can_be_loaded_again_while_it_is_being_unloaded(pool: Pool, executor: FakeExecutor) -> None:
     await load(pool, pipeline_id="mine")
     executor.hold(Unload)

@@ -827,8 +827,8 @@ class UnloadPipelineRequest(google.protobuf.message.Message):
     name: builtins.str
     """Required. The pipeline's name."""
     force: builtins.bool
-    """Whether to stop the generations that it is running instead of waiting for them. They fail with ABORTED, reason
-    PIPELINE_UNLOADED. Defaults to false.
+    """Whether to stop its generations instead of waiting for them. They fail with ABORTED, reason PIPELINE_UNLOADED.
+    Defaults to false.
     """
     def __init__(
         self,

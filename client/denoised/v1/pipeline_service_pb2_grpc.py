@@ -138,7 +138,8 @@ class PipelineServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadPipeline(self, request, context):
-        """Lets go of a pipeline, once the generations that it is running have finished.
+        """Lets go of a pipeline, once the generations that use it or wait for it have finished. Who waits for its load gets
+        ABORTED, reason PIPELINE_UNLOADED; the load itself goes on only while a generation waits for it.
 
         Memory that no other pipeline shares is free when the call returns. Unloading a pipeline again succeeds, so the
         call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.

@@ -80,7 +80,8 @@ class PipelineServiceStub:
         denoised.v1.pipeline_service_pb2.UnloadPipelineRequest,
         denoised.v1.pipeline_service_pb2.UnloadPipelineResponse,
     ]
-    """Lets go of a pipeline, once the generations that it is running have finished.
+    """Lets go of a pipeline, once the generations that use it or wait for it have finished. Who waits for its load gets
+    ABORTED, reason PIPELINE_UNLOADED; the load itself goes on only while a generation waits for it.
 
     Memory that no other pipeline shares is free when the call returns. Unloading a pipeline again succeeds, so the
     call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
@@ -148,7 +149,8 @@ class PipelineServiceAsyncStub:
         denoised.v1.pipeline_service_pb2.UnloadPipelineRequest,
         denoised.v1.pipeline_service_pb2.UnloadPipelineResponse,
     ]
-    """Lets go of a pipeline, once the generations that it is running have finished.
+    """Lets go of a pipeline, once the generations that use it or wait for it have finished. Who waits for its load gets
+    ABORTED, reason PIPELINE_UNLOADED; the load itself goes on only while a generation waits for it.
 
     Memory that no other pipeline shares is free when the call returns. Unloading a pipeline again succeeds, so the
     call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
@@ -230,7 +232,8 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         request: denoised.v1.pipeline_service_pb2.UnloadPipelineRequest,
         context: _ServicerContext,
     ) -> typing.Union[denoised.v1.pipeline_service_pb2.UnloadPipelineResponse, collections.abc.Awaitable[denoised.v1.pipeline_service_pb2.UnloadPipelineResponse]]:
-        """Lets go of a pipeline, once the generations that it is running have finished.
+        """Lets go of a pipeline, once the generations that use it or wait for it have finished. Who waits for its load gets
+        ABORTED, reason PIPELINE_UNLOADED; the load itself goes on only while a generation waits for it.
 
         Memory that no other pipeline shares is free when the call returns. Unloading a pipeline again succeeds, so the
         call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
