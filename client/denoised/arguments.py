@@ -23,6 +23,11 @@ BATCHING = {"allow": pb.BATCHING_ALLOW, "forbid": pb.BATCHING_FORBID}
 
 def by_name(parameters: Sequence[str], positional: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Positional arguments by the names that the pipeline's `__call__` gives them. Raises TypeError as a call would."""
+    if not parameters:
+        # So it is with a pipeline that was loading when the daemon last described it.
+        if len(positional) > 1:
+            raise TypeError("what the pipeline takes was not known while it was loading: name the arguments")
+        parameters = ("prompt",)
     if len(positional) > len(parameters):
         raise TypeError(f"the pipeline takes {len(parameters)} positional arguments, but {len(positional)} were given")
     named = dict(zip(parameters, positional, strict=False))
@@ -109,3 +114,15 @@ def batching_number(batching: str) -> pb.Batching.ValueType:
     if batching not in BATCHING:
         raise InvalidFieldError.of("batching", f"{batching!r} is not known.", hint=one_of(BATCHING))
     return BATCHING[batching]
+
+
+def priority_number(priority: int) -> int:
+    """Raises InvalidFieldError for what cannot be sent; the daemon knows the bounds."""
+    hint = "Give an integer from -100 to 100."
+    try:
+        number = operator.index(priority)
+    except TypeError as error:
+        raise InvalidFieldError.of("priority", f"{error}.", hint=hint) from error
+    if not -(2**31) <= number < 2**31:
+        raise InvalidFieldError.of("priority", f"{number} is out of range.", hint=hint)
+    return number

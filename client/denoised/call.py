@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ class Call:
         self._summary: pb.Summary | None = None
 
         self.request = pb.GenerateRequest(
-            pipeline=pipeline, batching=arguments.batching_number(batching), priority=priority
+            pipeline=pipeline,
+            batching=arguments.batching_number(batching),
+            priority=arguments.priority_number(priority),
         )
         arguments.add_seeds(self.request, seed)
         self._generators: tuple[Any, ...] = ()
@@ -97,6 +100,11 @@ def _callback(named: dict[str, Any]) -> StepCallback | None:
     # Only says how often the legacy callback runs.
     named.pop("callback_steps", None)
     callback: StepCallback | None = named.pop("callback_on_step_end", None)
+    if inspect.iscoroutinefunction(callback):
+        raise UnsupportedError(
+            "callback_on_step_end: an async function would never be awaited.",
+            hint="Give a plain function; it may start a task.",
+        )
     # diffusers' own PipelineCallback classes bring the names of the tensors they want.
     wanted = named.pop("callback_on_step_end_tensor_inputs", None)
     if tensors := wanted or getattr(callback, "tensor_inputs", None):

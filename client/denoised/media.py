@@ -17,6 +17,8 @@ from .values import DTYPES, NDARRAY, TENSOR, Artifact, Plain
 
 # Modes that PNG keeps as they are; others travel as TIFF.
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+# Modes that no format of ours keeps, and what they become.
+ODD_MODES = {"HSV": "RGB", "La": "LA", "RGBa": "RGBA"}
 # Pillow opens many more, some of which start other programs.
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
 ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
@@ -52,6 +54,8 @@ def pack_image(image: Image.Image, media_type: str = "", quality: int = 90) -> A
     if media_type == NDARRAY:
         pixels = np.asarray(image)
         return Artifact(NDARRAY, pixels.tobytes(), pixels.dtype.name, pixels.shape)
+    if image.mode in ODD_MODES:
+        image = image.convert(ODD_MODES[image.mode])
     if not media_type:
         media_type = "image/png" if image.mode in PNG_MODES else "image/tiff"
     buffer = io.BytesIO()

@@ -136,7 +136,7 @@ def split_load_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
     for name in ("variant", "revision", "pipeline_id", "request_id"):
         if name in settings and settings[name] is None:
             del settings[name]
-    return settings, replaced
+    return _checked(settings), replaced
 
 
 def split_derive_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -146,7 +146,16 @@ def split_derive_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any]
             raise InvalidFieldError.of(
                 name, "a derived pipeline shares the weights of its source.", hint="Load the checkpoint again instead."
             )
-    return _split({key: arguments[key] for key in arguments if key not in ("torch_dtype", "dtype")}, DERIVE_ARGUMENTS)
+    kept = {key: arguments[key] for key in arguments if key not in ("torch_dtype", "dtype")}
+    settings, replaced = _split(kept, DERIVE_ARGUMENTS)
+    return _checked(settings), replaced
+
+
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    for name in ("variant", "revision", "pipeline_id", "request_id"):
+        if not isinstance(settings.get(name, ""), str):
+            raise InvalidFieldError.of(name, f"{settings[name]!r} is no text.", hint="Write it in quotes.")
+    return settings
 
 
 def _split(arguments: Mapping[str, Any], known: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

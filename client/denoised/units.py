@@ -25,9 +25,9 @@ def to_seconds(value: Ttl, field: str = "ttl") -> float:
         case datetime.timedelta():
             return value.total_seconds()
         case str() if found := re.fullmatch(r"((?:\d+(?:\.\d+)?[smhd])+)|(\d+(?:\.\d+)?)", value.strip()):
-            if found[2]:
-                return float(found[2])
-            return sum(float(size) * SECONDS[unit] for size, unit in re.findall(r"([\d.]+)([smhd])", found[1]))
+            parts = re.findall(r"([\d.]+)([smhd])", found[1]) if found[1] else [(found[2], "s")]
+            if (seconds := sum(float(size) * SECONDS[unit] for size, unit in parts)) <= MAX_SECONDS:
+                return seconds
         case bool():
             pass
         case int() | float() if math.isfinite(value) and abs(value) <= MAX_SECONDS:

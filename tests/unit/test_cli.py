@@ -68,6 +68,8 @@ def test_the_version_is_printed() -> None:
         ("load", "demo", "--task", "painting"),
         ("load", "demo", "--override", "vae"),
         ("generate", "p0", "-o", "picture.xyz"),
+        ("generate", "p0", "-o", "picture.psd"),
+        ("generate", "p0", "-o", "-", "--json"),
         ("generate", "p0", "-o", "no/such/place.png"),
         ("generate", "p0", "--image", "absent.png"),
         ("generate", "p0", "--priority", "1000"),

@@ -114,3 +114,8 @@ def test_values_are_packed_inside_lists_and_dicts() -> None:
 def test_what_cannot_travel_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="cannot be sent"):
         media.pack(value)
+
+
+@pytest.mark.parametrize(("mode", "becomes"), [("HSV", "RGB"), ("La", "LA"), ("RGBa", "RGBA")])
+def test_a_mode_that_no_format_keeps_is_converted(mode: str, becomes: str) -> None:
+    assert media.unpack(media.pack_image(Image.new(mode, (4, 4)))).mode == becomes

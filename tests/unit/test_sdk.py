@@ -248,6 +248,13 @@ async def test_what_a_callback_raises_stops_the_generation(pipe: Any, daemon: Fa
     assert await asyncio.to_thread(daemon.cancelled.wait, 10)
 
 
+async def test_an_async_callback_is_refused(pipe: Any) -> None:
+    async def told(*_: Any) -> None: ...
+
+    with pytest.raises(errors.UnsupportedError, match="awaited"):
+        await pipe("an apple", callback_on_step_end=told)
+
+
 async def test_tensors_in_callbacks_are_refused(pipe: Any) -> None:
     with pytest.raises(NotImplementedError, match="latents cannot leave the daemon"):
         await pipe("an apple", callback_on_step_end_tensor_inputs=["latents"])

@@ -145,3 +145,15 @@ def test_a_target_without_a_port_gets_ours(monkeypatch: pytest.MonkeyPatch) -> N
     assert channel.resolve_target("gpu-host:1") == "gpu-host:1"
     assert channel.resolve_target("[::1]") == "[::1]:50051"
     assert channel.resolve_target("[::1]:7") == "[::1]:7"
+
+
+def test_the_first_argument_is_the_prompt_while_the_others_are_not_known() -> None:
+    assert arguments.by_name([], ["an apple"], {"width": 8}) == {"prompt": "an apple", "width": 8}
+    with pytest.raises(TypeError, match="loading"):
+        arguments.by_name([], ["an apple", 8], {})
+
+
+@pytest.mark.parametrize("priority", [2**40, "high", 1.5])
+def test_what_is_no_priority_is_refused(priority: Any) -> None:
+    with pytest.raises(errors.InvalidFieldError, match="priority"):
+        arguments.priority_number(priority)

@@ -109,3 +109,8 @@ def test_a_derived_pipeline_keeps_the_element_type() -> None:
 def test_ids_alone_are_taken_for_handles() -> None:
     assert spec.full_name("apples") == spec.full_name("pipelines/apples") == "pipelines/apples"
     assert spec.full_name("") == ""
+
+
+def test_a_revision_that_is_no_text_is_refused() -> None:
+    with pytest.raises(errors.InvalidFieldError, match="revision"):
+        spec.split_load_arguments({"revision": 3})

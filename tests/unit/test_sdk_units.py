@@ -27,7 +27,7 @@ def test_durations_are_understood(value: Any, seconds: float) -> None:
     assert units.from_duration(units.to_duration(value)) == seconds
 
 
-@pytest.mark.parametrize("value", ["soon", "", "1h 30", "h", float("nan"), float("inf"), True, None, 1e30])
+@pytest.mark.parametrize("value", ["9" * 400, "soon", "", "1h 30", "h", float("nan"), float("inf"), True, None, 1e30])
 def test_other_things_are_no_durations(value: Any) -> None:
     with pytest.raises(InvalidFieldError, match="is not a duration"):
         units.to_seconds(value)

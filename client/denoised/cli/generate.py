@@ -127,6 +127,8 @@ def generate(
     arguments |= parse_assignments(arg, "--arg")
     seeds = seed[0] if seed and len(seed) == 1 else seed or None
     _check(output)
+    if json and str(output) == "-":
+        raise typer.BadParameter("stdout cannot take both the image and --json.", param_hint="--output")
     with connect(target, token) as client:
         pipe = client.pipeline(name)
         pipe.set_progress_bar_config(disable=None)
@@ -154,7 +156,8 @@ def _check(output: Path) -> None:
     if str(output) == "-":
         return
     check_writable(output)
-    if output.suffix.lower() not in Image.registered_extensions():
+    # Pillow reads more formats than it writes.
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise typer.BadParameter(f"{output.name} names no image format.", param_hint="--output")
 
 

@@ -37,19 +37,7 @@ def workers(json: Json = False, target: Target = DefaultTarget, token: Token = N
         print_json([to_json(worker) for worker in found])
         return
     print_table(
-        [
-            "NAME",
-            "DEVICE",
-            "STATE",
-            "WEIGHTS",
-            "SAVED",
-            "PROCESS",
-            "PIPELINES",
-            "RUNNING",
-            "WAITING",
-            "JOINED",
-            "RESTARTS",
-        ],
+        COLUMNS,
         [_row(worker) for worker in found],
         right=COLUMNS[4:],
     )
