@@ -196,7 +196,7 @@ class Generations:
                 match event:
                     case Progress() | Output():
                         if isinstance(event, Output) and event.field == "images":
-                            self._observer.image_made()
+                            self._observer.images_made(image_count(event, command.output_type))
                         generation.events.put(event)
                     case Finished():
                         generation.events.put(Summary(queue_seconds, event, command.seeds))
@@ -212,3 +212,13 @@ class Generations:
         generation.handle.pins -= 1
         generation.handle.last_use_time = time.time()
         self._changed()
+
+
+def image_count(output: Output, output_type: str) -> int:
+    """The images in one output: one picture each, or an array of all of them. Latents are none yet."""
+    match output_type, output.artifact.shape:
+        case "latent", _:
+            return 0
+        case "np" | "pt", (count, _, _, _):
+            return count
+    return 1

@@ -81,8 +81,8 @@ class Metrics(Observer):
     def admitted(self, queue_seconds: float) -> None:
         self._queue_seconds.observe(queue_seconds)
 
-    def image_made(self) -> None:
-        self._images.inc()
+    def images_made(self, count: int) -> None:
+        self._images.inc(count)
 
     def load_ended(self, outcome: str, seconds: float) -> None:
         self._loads.labels(outcome).inc()

@@ -19,8 +19,8 @@ class Observer:
     def admitted(self, queue_seconds: float) -> None:
         """A generation was admitted after waiting so long."""
 
-    def image_made(self) -> None:
-        """An image was sent to a caller."""
+    def images_made(self, count: int) -> None:
+        """So many images were sent to a caller."""
 
     def load_ended(self, outcome: str, seconds: float) -> None:
         """A load ended: "ok", "cancelled", or the reason of its error in lower case."""

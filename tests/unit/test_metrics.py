@@ -6,7 +6,9 @@ import urllib.request
 from dataclasses import replace
 
 import pytest
-from denoised_server.messages import HeldComponent, Histogram, Snapshot
+from denoised.values import Artifact
+from denoised_server.generations import image_count
+from denoised_server.messages import HeldComponent, Histogram, Output, Snapshot
 from denoised_server.metrics import Metrics, MetricsServer
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -122,3 +124,17 @@ def test_they_are_served_over_http_without_what_callers_have_chosen(metrics: Met
         "denoised_denoise_step_seconds",
         "denoised_build_info",
     } <= families
+
+
+@pytest.mark.parametrize(
+    ("output_type", "shape", "count"),
+    [
+        ("pil", (64, 48, 3), 1),
+        ("pil", (), 1),
+        ("np", (3, 64, 48, 3), 3),
+        ("pt", (2, 3, 8, 8), 2),
+        ("latent", (2, 4, 8, 8), 0),
+    ],
+)
+def test_images_are_counted_in_whatever_shape_they_come(output_type: str, shape: tuple[int, ...], count: int) -> None:
+    assert image_count(Output("images", 0, Artifact("any", b"", "", shape), None), output_type) == count
