@@ -1,40 +1,55 @@
 """What a Generate call costs over calling the same pipeline in this process.
 
-One request at a time, 4 steps of the demo model, raw output, both sides with one compute thread, in turns.
+One request at a time, 4 steps, raw output, both sides with one compute thread, in turns: a tiny random checkpoint, and
+the demo model, where the noise of a shared machine is larger than the cost.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import denoised
 import diffusers
 import torch
 from denoised_server.demo import CHECKPOINT
 
+from tests import checkpoints
 from tests.benchmarks import setting
+from tests.daemon import Daemon
 
-ROUNDS, STEPS = 60, 4
+ROUNDS, WARM_UP, STEPS = 100, 10, 4
+
+
+def compare(daemon: Daemon, name: str, folder: Path) -> None:
+    local = diffusers.AutoPipelineForText2Image.from_pretrained(folder, torch_dtype=torch.float32)
+    local.set_progress_bar_config(disable=True)
+    with (
+        daemon.client() as client,
+        denoised.AutoPipelineForText2Image.from_pretrained(folder, client=client) as remote,
+    ):
+
+        def call(pipe: Callable[..., object]) -> float:
+            arguments = {"num_inference_steps": STEPS, "output_type": "np", "height": 64, "width": 64}
+            return setting.seconds(lambda: pipe("red apple", **arguments))
+
+        pairs = [(call(local), call(remote)) for _ in range(ROUNDS + WARM_UP)][WARM_UP:]
+    inside, outside = zip(*pairs, strict=True)
+    paired = statistics.median(there - here for here, there in pairs)
+    print(f"{name:6} in-process {setting.spread(inside)}, daemon {setting.spread(outside)}")
+    print(
+        f"       {paired * 1e3:+.2f} ms median of pairs, x{statistics.median(outside) / statistics.median(inside):.3f}"
+    )
 
 
 def main() -> None:
-    local = diffusers.AutoPipelineForText2Image.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
-    local.set_progress_bar_config(disable=True)
-    arguments = {"num_inference_steps": STEPS, "output_type": "np"}
-    with setting.daemon() as daemon, daemon.client() as client:
-        remote = denoised.AutoPipelineForText2Image.from_pretrained("demo", client=client)
-        times: dict[str, list[float]] = {"in-process": [], "daemon": []}
-        for round_ in range(ROUNDS + 5):
-            for name, pipe in (("in-process", local), ("daemon", remote)):
-                took = setting.seconds(lambda pipe=pipe: pipe("red apple", **arguments))  # type: ignore[misc]
-                if round_ >= 5:
-                    times[name].append(took)
-    for name, values in times.items():
-        print(f"{name:12} {setting.spread(values)}")
-    inside, outside = (statistics.median(values) for values in times.values())
-    paired = statistics.median(b - a for a, b in zip(*times.values(), strict=True))
-    print(f"overhead     {(outside - inside) * 1e3:+.2f} ms of medians, {paired * 1e3:+.2f} ms median of pairs")
-    print(f"ratio        {outside / inside:.3f}")
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = checkpoints.stable_diffusion(Path(folder) / "sd")
+        with setting.daemon(allow=[tiny]) as daemon:
+            compare(daemon, "tiny", tiny)
+            compare(daemon, "demo", CHECKPOINT)
 
 
 if __name__ == "__main__":

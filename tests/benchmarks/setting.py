@@ -10,7 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +22,8 @@ torch.set_num_threads(1)
 
 
 @contextmanager
-def daemon() -> Iterator[Daemon]:
-    with tempfile.TemporaryDirectory() as state, Daemon(Path(state), threads=1) as running:
+def daemon(allow: Iterable[Path] = ()) -> Iterator[Daemon]:
+    with tempfile.TemporaryDirectory() as state, Daemon(Path(state), allow=allow, threads=1) as running:
         yield running
 
 
