@@ -39,7 +39,7 @@ PROMPTS = (
     "guitar",
 )
 # A picture that was made first, and what to make of it.
-IMAGE_TO_IMAGE = (("red apple", "tangerine"), ("sunflower", "cherry blossom"))
+IMAGE_TO_IMAGE = (("red apple", "tangerine"), ("panda face", "bear face"))
 INPAINTING = (("panda face", "tiger face"), ("castle", "rocket"))
 METRICS = ("denoised_images_total", "denoised_batch_size_count", "denoised_batch_size_sum", "denoised_component_bytes")
 STEPS, GUIDANCE, MARGIN = 20, 4.0, 8
