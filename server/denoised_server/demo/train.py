@@ -271,6 +271,11 @@ def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     for module in (pipeline.unet, pipeline.vae):
         module.half()
     pipeline.save_pretrained(folder)
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        # Where this machine had the checkpoint that training went on from is nobody's business.
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:
