@@ -228,24 +228,21 @@ def test_an_unload_right_after_a_cancel_stops_the_run_and_frees_its_weights(
 
 
 def test_a_failed_load_keeps_nothing_in_memory(
-    driver: Driver, sd_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    driver: Driver, sd_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(sd_checkpoint, tmp_path / "sd")
-    # The VAE comes last.
-    config = {"_class_name": "AutoencoderKL", "block_out_channels": "none"}
-    (folder / "vae" / "config.json").write_text(json.dumps(config))
     made: list[weakref.ref[Any]] = []
     original = UNet2DConditionModel.from_config
 
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        model = original(*args, **kwargs)
+    # diffusers takes components in an order that changes from process to process: a damaged file of another one might
+    # end the load before there is a UNet.
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        model = original(*args, **kwargs)  # a local: whoever keeps the error keeps it
         made.append(weakref.ref(model))
-        return model
+        raise OSError("no more files can be opened")
 
-    monkeypatch.setattr(UNet2DConditionModel, "from_config", noting)
+    monkeypatch.setattr(UNet2DConditionModel, "from_config", failing)
     with pytest.raises(NotAPipelineError):
-        driver.load("pipelines/a", folder)
-    assert made
+        driver.load("pipelines/a", sd_checkpoint)
     assert made[0]() is None
 
 
