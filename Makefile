@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 GENERATOR := .venv-protos
 GENERATOR_READY := $(GENERATOR)/.ready
 
+# Test files that run beside each other, each with one compute thread.
+JOBS ?= 2
+
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -23,7 +26,7 @@ serve: $(READY) ## run a daemon in this terminal
 	$(BIN)/denoised serve
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(READY) $(GENERATOR_READY) ## lint, types, import rules, protos, generated code fresh
 	$(BIN)/ruff check .
