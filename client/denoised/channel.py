@@ -28,7 +28,13 @@ MAX_MESSAGE_BYTES = 256 * 2**20
 SHORT_CALL_SECONDS = 60.0
 
 IDEMPOTENT = {
-    "denoised.v1.PipelineService": ("GetPipeline", "ListPipelines", "RenewPipeline", "UnloadPipeline"),
+    "denoised.v1.PipelineService": (
+        "GetPipeline",
+        "ListPipelines",
+        "RenewPipeline",
+        "UnloadPipeline",
+        "UpdatePipeline",
+    ),
     "denoised.v1.WorkerService": ("ListWorkers", "GetServerInfo"),
 }
 SERVICE_CONFIG = json.dumps(

@@ -5,6 +5,7 @@
     │   ├── InvalidFieldError         a field is missing, out of range or of the wrong type
     │   ├── UnknownArgumentError      the pipeline takes no argument of that name
     │   ├── InvalidMediaError         an image or tensor cannot be decoded
+    │   ├── InvalidNoiseSchedulerError
     │   └── PipelineRejectedError     diffusers itself refused the arguments
     ├── PipelineError
     │   ├── PipelineNotFoundError (LookupError)
@@ -105,6 +106,12 @@ class InvalidMediaError(InvalidRequestError):
     """An image or a tensor cannot be decoded."""
 
     reason = "INVALID_MEDIA"
+
+
+class InvalidNoiseSchedulerError(InvalidRequestError):
+    """diffusers has no noise scheduler of this class, or it cannot be configured this way."""
+
+    reason = "INVALID_NOISE_SCHEDULER"
 
 
 class PipelineRejectedError(InvalidRequestError):

@@ -206,7 +206,7 @@ class Builds:
         build.begun[first] = None
         begin: Command = Load(first.name, build.recipe)
         if build.origin is not None:
-            begin = Derive(first.name, build.origin.pipeline, build.origin.derivation)
+            begin = Derive(first.name, build.origin.pipeline, build.origin.derivation, build.recipe.settings)
         async with aclosing(self._executor.submit(build.worker, begin)) as events:
             async for event in events:
                 if isinstance(event, LoadProgress):
@@ -217,7 +217,7 @@ class Builds:
             raise InternalError(f"{build.worker} did not say what it loaded.")
         while (twin := await self._next(build)) is not None:
             build.begun[twin] = None
-            command = Derive(twin.name, first.name, None)
+            command = Derive(twin.name, first.name, None, build.recipe.settings)
             build.begun[twin] = await answer(self._executor, build.worker, command, Loaded)
 
     async def _next(self, build: _Build) -> Handle | None:

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from denoised.errors import InvalidFieldError, PipelineExistsError, PipelineNotFoundError
@@ -156,6 +156,11 @@ class HandleTable:
         if handle.state is State.LOADING:
             handle.state = State.ACTIVE
             handle.last_use_time = now
+
+    def update(self, handle: Handle, loaded: Loaded) -> None:
+        """Records what the worker that holds the handle's pipeline has set on it."""
+        handle.recipe = replace(handle.recipe, settings=loaded.settings)
+        handle.loaded = loaded
 
     def lose(self, worker: str) -> None:
         """Records that a worker died: its handles stay, and are built again at their next use."""

@@ -73,11 +73,31 @@ class Derivation:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseScheduler:
+    """What diffusers' `class_name.from_config(config, **overrides)` makes.
+
+    An empty class and no configuration mean those of the pipeline's present noise scheduler.
+    """
+
+    class_name: str = ""
+    config: Mapping[str, Plain] | None = None
+    overrides: Mapping[str, Plain] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    """What can be set on a live pipeline; what is not set is as the checkpoint has it."""
+
+    noise_scheduler: NoiseScheduler | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that is needed to build a pipeline again: what was loaded, then what was derived from it."""
+    """All that is needed to build a pipeline again: what was loaded, what was derived from it, and what was set."""
 
     spec: Spec
     derivations: tuple[Derivation, ...] = ()
+    settings: PipelineSettings = PipelineSettings()
 
 
 # Commands. `pipeline` is a handle, "pipelines/{id}".
@@ -93,11 +113,23 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Derive:
-    """Build a pipeline from the components of a live one; without a derivation, a twin of it. Answered by Loaded."""
+    """Build a pipeline from the components of a live one; without a derivation, a twin of it. Answered by Loaded.
+
+    The settings are the new pipeline's, whatever those of the live one are by now.
+    """
 
     pipeline: str
     source: str
     derivation: Derivation | None
+    settings: PipelineSettings = PipelineSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Give a live pipeline these settings, all of them. Answered by Loaded. One that fails changes nothing."""
+
+    pipeline: str
+    settings: PipelineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +149,7 @@ class Generate:
     quality: int = 90
     forbid_batching: bool = False
     priority: int = 0
+    noise_scheduler: NoiseScheduler | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +166,7 @@ class Watch:
     interval: float
 
 
-Command = Load | Derive | Generate | Unload | Watch
+Command = Load | Derive | Update | Generate | Unload | Watch
 
 
 # Events
@@ -178,13 +211,19 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A pipeline is live. `revision` is the commit that the source resolved to; empty for directories."""
+    """A pipeline is live.
+
+    `revision` is the commit that the source resolved to; empty for directories. `settings` are those in force and
+    `noise_scheduler` is the one in use, each with its whole configuration.
+    """
 
     task: str
     pipeline_class: str
     components: tuple[Component, ...]
     parameters: tuple[Parameter, ...]
     revision: str = ""
+    settings: PipelineSettings = PipelineSettings()
+    noise_scheduler: NoiseScheduler | None = None
 
 
 @dataclass(frozen=True, slots=True)

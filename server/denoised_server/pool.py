@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from denoised.errors import PipelineUnloadedError, ShuttingDownError, WorkerLostError
 
-from . import placement
+from . import placement, recipes
 from .background import Background
 from .builds import Builds, Origin, answer
 from .condition import Condition
@@ -32,6 +32,8 @@ from .messages import (
 from .observer import Observer
 from .paging import page
 from .supervision import Supervisor, WorkerRecord, WorkerState
+from .updates import Change as SettingsChange
+from .updates import Updates
 from .views import PipelineView, WorkerView, view_all
 from .watchers import Change, Watchers
 
@@ -85,6 +87,7 @@ class Pool:
             max_waiting=max_waiting,
             max_pixels=max_pixels,
         )
+        self._updates = Updates(executor, bring_back=self._bring_back, missing=self._miss, updated=self._update_handle)
         self._unloads: dict[Handle, asyncio.Task[int]] = {}
         self._watchers = Watchers()
         self._changes = Condition()
@@ -157,11 +160,22 @@ class Pool:
                     return self.get(handle.name)
 
     async def _derive(self, origin: Handle, derivation: Derivation, lease: Lease) -> Handle:
-        recipe = replace(origin.recipe, derivations=(*origin.recipe.derivations, derivation))
-        handle = self._open(recipe, lease, source=origin.name)
+        handle = self._open(recipes.derive(origin.recipe, derivation), lease, source=origin.name)
         if not handle.worker:
             await self._finish(self._builds.follow(handle, Origin(origin.worker, origin.name, derivation)))
         return handle
+
+    async def update(self, name: str, change: SettingsChange) -> PipelineView:
+        """Changes settings of a pipeline, for generations that come after."""
+        self._check_open()
+        handle = self._handles.use(name, now=time.time())
+        # Shielded: a caller who leaves does not leave the worker and the recipe to disagree.
+        await asyncio.shield(self._background.spawn(self._update(handle, change), name=f"update of {handle.name}"))
+        return self.get(handle.name)
+
+    async def _update(self, handle: Handle, change: SettingsChange) -> None:
+        with self._pinned(handle):
+            await self._updates.update(handle, change)
 
     def get(self, name: str) -> PipelineView:
         return self._view_all()[self._handles.get(name).name]
@@ -292,6 +306,10 @@ class Pool:
     def _activate(self, handle: Handle, worker: str, loaded: Loaded) -> None:
         self._handles.activate(handle, worker=worker, loaded=loaded, now=time.time())
         logger.info("%s is live on %s: %s", handle.name, worker, loaded.pipeline_class)
+        self._changed()
+
+    def _update_handle(self, handle: Handle, loaded: Loaded) -> None:
+        self._handles.update(handle, loaded)
         self._changed()
 
     def _miss(self, handle: Handle) -> None:

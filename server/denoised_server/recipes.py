@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from .messages import Recipe, Spec
+from .messages import Derivation, NoiseScheduler, PipelineSettings, Recipe, Spec
 
 
 def identity(recipe: Recipe) -> Hashable:
     """Equal for recipes that build the same pipeline."""
     derivations = tuple((step.task, _freeze(step.overrides)) for step in recipe.derivations)
-    return _weights(recipe.spec), recipe.spec.task, _freeze(recipe.spec.overrides), derivations
+    settings = _freeze(recipe.settings)
+    return _weights(recipe.spec), recipe.spec.task, _freeze(recipe.spec.overrides), derivations, settings
+
+
+def derive(recipe: Recipe, derivation: Derivation) -> Recipe:
+    """The recipe of what is derived now: it starts with the source's settings, and goes its own way from there."""
+    settings = recipe.settings
+    if "scheduler" in derivation.overrides:
+        settings = replace(settings, noise_scheduler=None)
+    return replace(recipe, derivations=(*recipe.derivations, derivation), settings=settings)
 
 
 def shares_weights(one: Recipe, other: Recipe) -> bool:
@@ -35,6 +44,8 @@ def _freeze(value: object) -> Hashable:
             return frozenset((key, _freeze(item)) for key, item in value.items())
         case list() | tuple():
             return tuple(_freeze(item) for item in value)
+        case NoiseScheduler() | PipelineSettings():
+            return type(value), tuple(_freeze(getattr(value, each.name)) for each in fields(value))
         case _:
             # With its type: True, 1 and 1.0 are equal in Python and different to diffusers.
             return type(value), value

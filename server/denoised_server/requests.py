@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 from denoised.errors import InvalidFieldError
 from denoised.units import from_duration
@@ -10,8 +11,17 @@ from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_p
 from denoised.values import DTYPES, Artifact, Plain, artifact_from_proto, from_proto
 
 from .arguments import merge
-from .messages import ComponentSource, Derivation, Generate, Override, Spec
+from .messages import (
+    ComponentSource,
+    Derivation,
+    Generate,
+    NoiseScheduler,
+    Override,
+    PipelineSettings,
+    Spec,
+)
 from .pool import Lease
+from .updates import Change
 
 # Of the texts that say what to load.
 MAX_LENGTH = 1024
@@ -60,6 +70,23 @@ def derivation(request: pipeline_service_pb2.DerivePipelineRequest) -> Derivatio
     return Derivation(task, _overrides(message.overrides, "derivation.overrides"))
 
 
+def update(request: pipeline_service_pb2.UpdatePipelineRequest) -> Change:
+    known = {each.name for each in fields(PipelineSettings)}
+    paths = frozenset(request.update_mask.paths)
+    if not paths:
+        raise InvalidFieldError.of("update_mask", "it names nothing.", hint=f"Name some of {', '.join(known)}.")
+    for path in paths:
+        if path not in known:
+            raise InvalidFieldError.of(
+                "update_mask", f"{path[:80]!r} cannot be updated.", hint=f"Name some of {', '.join(known)}."
+            )
+    settings = request.settings
+    noise = None
+    if settings.HasField("noise_scheduler"):
+        noise = _noise_scheduler(settings.noise_scheduler, "settings.noise_scheduler")
+    return Change(paths, PipelineSettings(noise))
+
+
 def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
     typed: dict[str, Plain] = {}
     if request.HasField("prompt"):
@@ -86,6 +113,18 @@ def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
         quality=output.quality if output.HasField("quality") else 90,
         forbid_batching=_forbids(request.batching),
         priority=request.priority,
+        noise_scheduler=_noise_scheduler(request.noise_scheduler, "noise_scheduler")
+        if request.HasField("noise_scheduler")
+        else None,
+    )
+
+
+def _noise_scheduler(message: artifact_pb2.NoiseScheduler, field: str) -> NoiseScheduler:
+    config = message.config.entries if message.HasField("config") else None
+    return NoiseScheduler(
+        _text(message.class_name, f"{field}.class_name"),
+        None if config is None else {name: _value(value, f"{field}.config[{name}]") for name, value in config.items()},
+        {name: _value(value, f"{field}.overrides[{name}]") for name, value in message.overrides.items()},
     )
 
 

@@ -15,9 +15,11 @@ from .messages import (
     ComponentSource,
     Derivation,
     LoadProgress,
+    NoiseScheduler,
     Output,
     Override,
     Parameter,
+    PipelineSettings,
     Progress,
     Snapshot,
     Spec,
@@ -72,6 +74,8 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         create_time=timestamp(view.create_time),
         last_use_time=timestamp(view.last_use_time),
         expire_time=timestamp(view.expire_time),
+        settings=_settings(view.recipe.settings),
+        noise_scheduler=_noise_scheduler(loaded.noise_scheduler if loaded else None),
     )
 
 
@@ -153,6 +157,19 @@ def _spec(spec: Spec) -> pipeline_service_pb2.PipelineSpec:
 def _derivation(step: Derivation) -> pipeline_service_pb2.Derivation:
     overrides = {role: _override(value) for role, value in step.overrides.items()}
     return pipeline_service_pb2.Derivation(task=TASK_NUMBERS[step.task], overrides=overrides)
+
+
+def _settings(settings: PipelineSettings) -> pipeline_service_pb2.PipelineSettings:
+    return pipeline_service_pb2.PipelineSettings(noise_scheduler=_noise_scheduler(settings.noise_scheduler))
+
+
+def _noise_scheduler(scheduler: NoiseScheduler | None) -> artifact_pb2.NoiseScheduler | None:
+    if scheduler is None:
+        return None
+    message = artifact_pb2.NoiseScheduler(class_name=scheduler.class_name)
+    for name, value in (scheduler.config or {}).items():
+        message.config.entries[name].CopyFrom(to_proto(value))
+    return message
 
 
 def _override(override: Override) -> pipeline_service_pb2.Override:

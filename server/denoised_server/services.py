@@ -73,6 +73,12 @@ class PipelineService(PipelineServiceServicer):
             async for change in changes:
                 yield responses.watch_response(change)
 
+    async def UpdatePipeline(
+        self, request: pipeline_pb.UpdatePipelineRequest, context: Any
+    ) -> pipeline_pb.UpdatePipelineResponse:
+        view = await self._pool.update(request.name, requests.update(request))
+        return pipeline_pb.UpdatePipelineResponse(pipeline=responses.pipeline(view))
+
     async def RenewPipeline(
         self, request: pipeline_pb.RenewPipelineRequest, context: Any
     ) -> pipeline_pb.RenewPipelineResponse:

@@ -175,6 +175,24 @@ class FakeDaemon(
             info.expire_time.FromSeconds(int(time.time()) + (request.ttl.seconds or 600))
             return pipeline_service_pb2.RenewPipelineResponse(pipeline=info)
 
+    def UpdatePipeline(self, request: Any, context: Any) -> Any:  # noqa: N802
+        with self._answering(request, context):
+            info, wanted = self._find(request.name), request.settings.noise_scheduler
+            if wanted.class_name and not wanted.class_name.endswith("Scheduler"):
+                raise errors.InvalidNoiseSchedulerError(f"There is no noise scheduler {wanted.class_name!r}.")
+            if request.settings.HasField("noise_scheduler"):
+                made = info.settings.noise_scheduler
+                made.CopyFrom(info.noise_scheduler)
+                made.class_name = wanted.class_name or made.class_name
+                if wanted.HasField("config"):
+                    made.config.CopyFrom(wanted.config)
+                made.config.MergeFrom(artifact_pb2.MapValue(entries=wanted.overrides))
+                made.config.entries["_class_name"].string_value = made.class_name
+            else:
+                info.ClearField("settings")
+            info.noise_scheduler.CopyFrom(info.settings.noise_scheduler if info.HasField("settings") else _scheduler())
+            return pipeline_service_pb2.UpdatePipelineResponse(pipeline=info)
+
     def UnloadPipeline(self, request: Any, context: Any) -> Any:  # noqa: N802
         with self._answering(request, context):
             if request.name in self._gone:
@@ -195,6 +213,7 @@ class FakeDaemon(
             residency=pipeline_service_pb2.RESIDENCY_DEVICE,
             worker="workers/0",
             parameters=[pipeline_service_pb2.Parameter(name=name) for name in (*PARAMETERS, *TYPED)],
+            noise_scheduler=_scheduler(),
         )
         info.spec.dtype = info.spec.dtype or artifact_pb2.DATA_TYPE_FLOAT32
         for role, class_name, size in COMPONENTS:
@@ -268,6 +287,19 @@ class FakeDaemon(
     def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         with self._answering(request, context):
             return worker_service_pb2.GetServerInfoResponse(version="9.9", embedded_models=["demo"])
+
+
+def _scheduler() -> artifact_pb2.NoiseScheduler:
+    scheduler = artifact_pb2.NoiseScheduler(class_name="DDIMScheduler")
+    config: dict[str, values.Plain] = {
+        "_class_name": "DDIMScheduler",
+        "beta_start": 0.00085,
+        "steps_offset": 1,
+        "clip_sample": False,
+    }
+    for name, value in config.items():
+        scheduler.config.entries[name].CopyFrom(values.to_proto(value))
+    return scheduler
 
 
 def colour(seed: int) -> tuple[int, int, int]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from denoised.errors import InternalError, NotAPipelineError, PipelineNotFoundError, WorkerLostError
+from denoised.errors import (
+    InternalError,
+    InvalidNoiseSchedulerError,
+    NotAPipelineError,
+    PipelineNotFoundError,
+    WorkerLostError,
+)
 from denoised.values import Artifact
 from denoised_server.channel import Channel
 from denoised_server.messages import (
@@ -22,6 +28,7 @@ from denoised_server.messages import (
     Load,
     Loaded,
     LoadProgress,
+    NoiseScheduler,
     Output,
     Parameter,
     Progress,
@@ -29,6 +36,7 @@ from denoised_server.messages import (
     Snapshot,
     Unload,
     Unloaded,
+    Update,
     Watch,
 )
 
@@ -168,10 +176,15 @@ class FakeExecutor:
                 if weights == "die":
                     self.kill(place.name)
                 self._hold_pipeline(place, command.pipeline, weights)
-                events.put(_loaded(weights))
+                events.put(replace(_loaded(weights), settings=command.recipe.settings))
             case Derive():
                 self._hold_pipeline(place, command.pipeline, self._weights(place, command.source))
-                events.put(_loaded(place.pipelines[command.pipeline]))
+                events.put(replace(_loaded(place.pipelines[command.pipeline]), settings=command.settings))
+            case Update():
+                self._weights(place, command.pipeline)
+                if command.settings.noise_scheduler == NoiseScheduler("NoSuchScheduler"):
+                    raise InvalidNoiseSchedulerError("There is no such noise scheduler.")
+                events.put(replace(_loaded(place.pipelines[command.pipeline]), settings=command.settings))
             case Unload():
                 weights = self._weights(place, command.pipeline)
                 del place.pipelines[command.pipeline]

@@ -36,6 +36,7 @@ from denoised_server.observer import Observer
 from denoised_server.pool import Pool
 from denoised_server.services import add_services
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from tests.unit.fake_executor import WEIGHT_BYTES, FakeExecutor
 
@@ -413,3 +414,28 @@ async def test_a_long_and_foreign_error_text_still_fits_into_the_headers(daemon:
     )
     await failure(daemon.pipelines.LoadPipeline(request))
     assert await daemon.outcome("LoadPipeline") == "invalid_field"
+
+
+# Updating
+
+
+async def test_an_update_names_what_it_changes(daemon: Daemon) -> None:
+    name = (await daemon.load()).name
+    request = pipeline_service_pb2.UpdatePipelineRequest(name=name, update_mask=FieldMask(paths=["noise_scheduler"]))
+    request.settings.noise_scheduler.class_name = "EulerDiscreteScheduler"
+    request.settings.noise_scheduler.config.entries["steps_offset"].int_value = 1
+    response = await daemon.pipelines.UpdatePipeline(request)
+    assert response.pipeline.settings == request.settings
+    request.ClearField("settings")
+    response = await daemon.pipelines.UpdatePipeline(request)
+    assert not response.pipeline.settings.HasField("noise_scheduler")
+
+
+@pytest.mark.parametrize("paths", [[], ["noise_scheduler", "unet"]])
+async def test_an_update_of_nothing_or_of_something_else_is_refused(daemon: Daemon, paths: list[str]) -> None:
+    request = pipeline_service_pb2.UpdatePipelineRequest(
+        name=(await daemon.load()).name, update_mask=FieldMask(paths=paths)
+    )
+    await fails_with(
+        daemon.pipelines.UpdatePipeline(request), InvalidFieldError, "INVALID_ARGUMENT", field="update_mask"
+    )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x65noised/v1/artifact.proto\x12\x0b\x64\x65noised.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa7\x02\n\x05Value\x12\x30\n\nnull_value\x18\x01 \x01(\x0e\x32\x1a.google.protobuf.NullValueH\x00\x12\x14\n\nbool_value\x18\x02 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x04 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x05 \x01(\tH\x00\x12/\n\x0e\x61rtifact_value\x18\x06 \x01(\x0b\x32\x15.denoised.v1.ArtifactH\x00\x12,\n\nlist_value\x18\x07 \x01(\x0b\x32\x16.denoised.v1.ListValueH\x00\x12*\n\tmap_value\x18\x08 \x01(\x0b\x32\x15.denoised.v1.MapValueH\x00\x42\x06\n\x04kind\"/\n\tListValue\x12\"\n\x06values\x18\x01 \x03(\x0b\x32\x12.denoised.v1.Value\"\x83\x01\n\x08MapValue\x12\x33\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\".denoised.v1.MapValue.EntriesEntry\x1a\x42\n\x0c\x45ntriesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01\"d\n\x08\x41rtifact\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x06tensor\x18\x04 \x01(\x0b\x32\x19.denoised.v1.TensorLayoutB\t\n\x07\x63ontent\"V\n\x0cTensorLayout\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.denoised.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x11\n\tdim_order\x18\x03 \x03(\x05*\xfe\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x03\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x05\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x07\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x08\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\t\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x65noised/v1/artifact.proto\x12\x0b\x64\x65noised.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa7\x02\n\x05Value\x12\x30\n\nnull_value\x18\x01 \x01(\x0e\x32\x1a.google.protobuf.NullValueH\x00\x12\x14\n\nbool_value\x18\x02 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x04 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x05 \x01(\tH\x00\x12/\n\x0e\x61rtifact_value\x18\x06 \x01(\x0b\x32\x15.denoised.v1.ArtifactH\x00\x12,\n\nlist_value\x18\x07 \x01(\x0b\x32\x16.denoised.v1.ListValueH\x00\x12*\n\tmap_value\x18\x08 \x01(\x0b\x32\x15.denoised.v1.MapValueH\x00\x42\x06\n\x04kind\"/\n\tListValue\x12\"\n\x06values\x18\x01 \x03(\x0b\x32\x12.denoised.v1.Value\"\x83\x01\n\x08MapValue\x12\x33\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\".denoised.v1.MapValue.EntriesEntry\x1a\x42\n\x0c\x45ntriesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01\"\xd0\x01\n\x0eNoiseScheduler\x12\x12\n\nclass_name\x18\x01 \x01(\t\x12%\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x15.denoised.v1.MapValue\x12=\n\toverrides\x18\x03 \x03(\x0b\x32*.denoised.v1.NoiseScheduler.OverridesEntry\x1a\x44\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01\"d\n\x08\x41rtifact\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x06tensor\x18\x04 \x01(\x0b\x32\x19.denoised.v1.TensorLayoutB\t\n\x07\x63ontent\"V\n\x0cTensorLayout\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.denoised.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x11\n\tdim_order\x18\x03 \x03(\x05*\xfe\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x03\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x05\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x07\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x08\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\t\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MAPVALUE_ENTRIESENTRY']._loaded_options = None
   _globals['_MAPVALUE_ENTRIESENTRY']._serialized_options = b'8\001'
-  _globals['_DATATYPE']._serialized_start=745
-  _globals['_DATATYPE']._serialized_end=999
+  _globals['_NOISESCHEDULER_OVERRIDESENTRY']._loaded_options = None
+  _globals['_NOISESCHEDULER_OVERRIDESENTRY']._serialized_options = b'8\001'
+  _globals['_DATATYPE']._serialized_start=956
+  _globals['_DATATYPE']._serialized_end=1210
   _globals['_VALUE']._serialized_start=74
   _globals['_VALUE']._serialized_end=369
   _globals['_LISTVALUE']._serialized_start=371
@@ -44,8 +46,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAPVALUE']._serialized_end=552
   _globals['_MAPVALUE_ENTRIESENTRY']._serialized_start=486
   _globals['_MAPVALUE_ENTRIESENTRY']._serialized_end=552
-  _globals['_ARTIFACT']._serialized_start=554
-  _globals['_ARTIFACT']._serialized_end=654
-  _globals['_TENSORLAYOUT']._serialized_start=656
-  _globals['_TENSORLAYOUT']._serialized_end=742
+  _globals['_NOISESCHEDULER']._serialized_start=555
+  _globals['_NOISESCHEDULER']._serialized_end=763
+  _globals['_NOISESCHEDULER_OVERRIDESENTRY']._serialized_start=695
+  _globals['_NOISESCHEDULER_OVERRIDESENTRY']._serialized_end=763
+  _globals['_ARTIFACT']._serialized_start=765
+  _globals['_ARTIFACT']._serialized_end=865
+  _globals['_TENSORLAYOUT']._serialized_start=867
+  _globals['_TENSORLAYOUT']._serialized_end=953
 # @@protoc_insertion_point(module_scope)

@@ -193,6 +193,58 @@ class MapValue(google.protobuf.message.Message):
 global___MapValue = MapValue
 
 @typing.final
+class NoiseScheduler(google.protobuf.message.Message):
+    """A noise scheduler, as diffusers' `class_name.from_config(config, **overrides)` makes it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class OverridesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> global___Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: global___Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    CLASS_NAME_FIELD_NUMBER: builtins.int
+    CONFIG_FIELD_NUMBER: builtins.int
+    OVERRIDES_FIELD_NUMBER: builtins.int
+    class_name: builtins.str
+    """Class in diffusers, such as "EulerDiscreteScheduler". Defaults to that of the pipeline's present noise scheduler."""
+    @property
+    def config(self) -> global___MapValue:
+        """Configuration to start from, as `config` of a diffusers scheduler has it: its private entries such as
+        `_use_default_values` count. Entries that are of no use to the class are kept for others, as diffusers does; names
+        that no noise scheduler takes are refused. Defaults to the configuration of the pipeline's present one.
+        """
+
+    @property
+    def overrides(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Value]:
+        """Arguments of the class to put over the configuration, by name. Defaults to none."""
+
+    def __init__(
+        self,
+        *,
+        class_name: builtins.str = ...,
+        config: global___MapValue | None = ...,
+        overrides: collections.abc.Mapping[builtins.str, global___Value] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["class_name", b"class_name", "config", b"config", "overrides", b"overrides"]) -> None: ...
+
+global___NoiseScheduler = NoiseScheduler
+
+@typing.final
 class Artifact(google.protobuf.message.Message):
     """A piece of media or a tensor, as it travels in requests and responses."""
 

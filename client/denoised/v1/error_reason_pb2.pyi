@@ -68,6 +68,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """DEADLINE_EXCEEDED: the caller's deadline passed."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 22
     """INTERNAL: a bug in the daemon; its log has the rest under the request id."""
+    ERROR_REASON_INVALID_NOISE_SCHEDULER: _ErrorReason.ValueType  # 29
+    """INVALID_ARGUMENT: diffusers has no noise scheduler of this class, or it cannot be configured this way."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -120,4 +122,6 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 21
 """DEADLINE_EXCEEDED: the caller's deadline passed."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 22
 """INTERNAL: a bug in the daemon; its log has the rest under the request id."""
+ERROR_REASON_INVALID_NOISE_SCHEDULER: ErrorReason.ValueType  # 29
+"""INVALID_ARGUMENT: diffusers has no noise scheduler of this class, or it cannot be configured this way."""
 global___ErrorReason = ErrorReason

@@ -83,6 +83,7 @@ class GenerateRequest(google.protobuf.message.Message):
     OUTPUT_FIELD_NUMBER: builtins.int
     BATCHING_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
     pipeline: builtins.str
     """Required. The pipeline to run, in the form "pipelines/{id}"."""
     prompt: builtins.str
@@ -115,6 +116,10 @@ class GenerateRequest(google.protobuf.message.Message):
     def output(self) -> global___OutputFormat:
         """What form the outputs take."""
 
+    @property
+    def noise_scheduler(self) -> denoised.v1.artifact_pb2.NoiseScheduler:
+        """The noise scheduler for this request alone. Defaults to the pipeline's."""
+
     def __init__(
         self,
         *,
@@ -128,9 +133,10 @@ class GenerateRequest(google.protobuf.message.Message):
         output: global___OutputFormat | None = ...,
         batching: global___Batching.ValueType = ...,
         priority: builtins.int = ...,
+        noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "output", b"output", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_negative_prompt", b"_negative_prompt"]) -> typing.Literal["negative_prompt"] | None: ...
     @typing.overload

@@ -8,6 +8,7 @@ import collections.abc
 import denoised.v1.artifact_pb2
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
+import google.protobuf.field_mask_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -128,6 +129,8 @@ class Pipeline(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     LAST_USE_TIME_FIELD_NUMBER: builtins.int
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    SETTINGS_FIELD_NUMBER: builtins.int
+    NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Output only. The handle, in the form "pipelines/{id}"."""
     source: builtins.str
@@ -178,6 +181,14 @@ class Pipeline(google.protobuf.message.Message):
     def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Output only. When it is unloaded unless it is used or renewed before then."""
 
+    @property
+    def settings(self) -> global___PipelineSettings:
+        """Output only. What was set since it was loaded, by UpdatePipeline or on the pipeline that it was derived from."""
+
+    @property
+    def noise_scheduler(self) -> denoised.v1.artifact_pb2.NoiseScheduler:
+        """Output only. The noise scheduler in force, with its whole configuration. Unset for a pipeline that has none."""
+
     def __init__(
         self,
         *,
@@ -198,11 +209,36 @@ class Pipeline(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         last_use_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        settings: global___PipelineSettings | None = ...,
+        noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "parameters", b"parameters", "pipeline_class", b"pipeline_class", "residency", b"residency", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "parameters", b"parameters", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
 
 global___Pipeline = Pipeline
+
+@typing.final
+class PipelineSettings(google.protobuf.message.Message):
+    """What can be set on a live pipeline."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
+    @property
+    def noise_scheduler(self) -> denoised.v1.artifact_pb2.NoiseScheduler:
+        """The noise scheduler, in place of the checkpoint's own. Returned with its whole configuration. Defaults to the
+        checkpoint's own.
+        """
+
+    def __init__(
+        self,
+        *,
+        noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["noise_scheduler", b"noise_scheduler"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["noise_scheduler", b"noise_scheduler"]) -> None: ...
+
+global___PipelineSettings = PipelineSettings
 
 @typing.final
 class PipelineSpec(google.protobuf.message.Message):
@@ -554,6 +590,58 @@ class LoadProgress(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["completed_bytes", b"completed_bytes", "phase", b"phase", "role", b"role", "total_bytes", b"total_bytes"]) -> None: ...
 
 global___LoadProgress = LoadProgress
+
+@typing.final
+class UpdatePipelineRequest(google.protobuf.message.Message):
+    """Request for PipelineService.UpdatePipeline."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SETTINGS_FIELD_NUMBER: builtins.int
+    UPDATE_MASK_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Required. The pipeline's name."""
+    @property
+    def settings(self) -> global___PipelineSettings:
+        """The new settings. One that `update_mask` names and that is unset here goes back to its default."""
+
+    @property
+    def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
+        """Required. Which settings to change: "noise_scheduler"."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        settings: global___PipelineSettings | None = ...,
+        update_mask: google.protobuf.field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["settings", b"settings", "update_mask", b"update_mask"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "settings", b"settings", "update_mask", b"update_mask"]) -> None: ...
+
+global___UpdatePipelineRequest = UpdatePipelineRequest
+
+@typing.final
+class UpdatePipelineResponse(google.protobuf.message.Message):
+    """Response of PipelineService.UpdatePipeline."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: builtins.int
+    @property
+    def pipeline(self) -> global___Pipeline:
+        """The pipeline, changed."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: global___Pipeline | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["pipeline", b"pipeline"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["pipeline", b"pipeline"]) -> None: ...
+
+global___UpdatePipelineResponse = UpdatePipelineResponse
 
 @typing.final
 class DerivePipelineRequest(google.protobuf.message.Message):

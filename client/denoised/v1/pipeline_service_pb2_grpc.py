@@ -64,6 +64,11 @@ class PipelineServiceStub(object):
                 request_serializer=denoised_dot_v1_dot_pipeline__service__pb2.WatchPipelinesRequest.SerializeToString,
                 response_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.WatchPipelinesResponse.FromString,
                 _registered_method=True)
+        self.UpdatePipeline = channel.unary_unary(
+                '/denoised.v1.PipelineService/UpdatePipeline',
+                request_serializer=denoised_dot_v1_dot_pipeline__service__pb2.UpdatePipelineRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.UpdatePipelineResponse.FromString,
+                _registered_method=True)
         self.RenewPipeline = channel.unary_unary(
                 '/denoised.v1.PipelineService/RenewPipeline',
                 request_serializer=denoised_dot_v1_dot_pipeline__service__pb2.RenewPipelineRequest.SerializeToString,
@@ -130,6 +135,18 @@ class PipelineServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdatePipeline(self, request, context):
+        """Changes settings of a live pipeline: its noise scheduler.
+
+        Generations that are running go on as they began; those that come later find it changed, also after its weights had
+        to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
+        from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
+        PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RenewPipeline(self, request, context):
         """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
         """
@@ -175,6 +192,11 @@ def add_PipelineServiceServicer_to_server(servicer, server):
                     servicer.WatchPipelines,
                     request_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.WatchPipelinesRequest.FromString,
                     response_serializer=denoised_dot_v1_dot_pipeline__service__pb2.WatchPipelinesResponse.SerializeToString,
+            ),
+            'UpdatePipeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePipeline,
+                    request_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.UpdatePipelineRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_pipeline__service__pb2.UpdatePipelineResponse.SerializeToString,
             ),
             'RenewPipeline': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewPipeline,
@@ -327,6 +349,33 @@ class PipelineService(object):
             '/denoised.v1.PipelineService/WatchPipelines',
             denoised_dot_v1_dot_pipeline__service__pb2.WatchPipelinesRequest.SerializeToString,
             denoised_dot_v1_dot_pipeline__service__pb2.WatchPipelinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePipeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/denoised.v1.PipelineService/UpdatePipeline',
+            denoised_dot_v1_dot_pipeline__service__pb2.UpdatePipelineRequest.SerializeToString,
+            denoised_dot_v1_dot_pipeline__service__pb2.UpdatePipelineResponse.FromString,
             options,
             channel_credentials,
             insecure,

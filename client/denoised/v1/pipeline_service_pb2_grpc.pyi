@@ -70,6 +70,18 @@ class PipelineServiceStub:
     A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again.
     """
 
+    UpdatePipeline: grpc.UnaryUnaryMultiCallable[
+        denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
+        denoised.v1.pipeline_service_pb2.UpdatePipelineResponse,
+    ]
+    """Changes settings of a live pipeline: its noise scheduler.
+
+    Generations that are running go on as they began; those that come later find it changed, also after its weights had
+    to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
+    from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
+    PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
+    """
+
     RenewPipeline: grpc.UnaryUnaryMultiCallable[
         denoised.v1.pipeline_service_pb2.RenewPipelineRequest,
         denoised.v1.pipeline_service_pb2.RenewPipelineResponse,
@@ -137,6 +149,18 @@ class PipelineServiceAsyncStub:
     """Streams what changes: first every pipeline there is, then a SYNCED event, then each change as it happens.
 
     A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again.
+    """
+
+    UpdatePipeline: grpc.aio.UnaryUnaryMultiCallable[
+        denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
+        denoised.v1.pipeline_service_pb2.UpdatePipelineResponse,
+    ]
+    """Changes settings of a live pipeline: its noise scheduler.
+
+    Generations that are running go on as they began; those that come later find it changed, also after its weights had
+    to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
+    from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
+    PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
     """
 
     RenewPipeline: grpc.aio.UnaryUnaryMultiCallable[
@@ -216,6 +240,20 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         """Streams what changes: first every pipeline there is, then a SYNCED event, then each change as it happens.
 
         A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again.
+        """
+
+    @abc.abstractmethod
+    def UpdatePipeline(
+        self,
+        request: denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[denoised.v1.pipeline_service_pb2.UpdatePipelineResponse, collections.abc.Awaitable[denoised.v1.pipeline_service_pb2.UpdatePipelineResponse]]:
+        """Changes settings of a live pipeline: its noise scheduler.
+
+        Generations that are running go on as they began; those that come later find it changed, also after its weights had
+        to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
+        from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
+        PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
         """
 
     @abc.abstractmethod

@@ -6,20 +6,29 @@ import json
 import logging
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from denoised.errors import DenoisedError, InvalidFieldError, NotAPipelineError, TaskNotSupportedError
-from denoised_server.messages import Component, ComponentSource, Derivation, LoadProgress, Recipe, Spec
+from denoised_server.messages import (
+    Component,
+    ComponentSource,
+    Derivation,
+    LoadProgress,
+    PipelineSettings,
+    Recipe,
+    Spec,
+)
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
-from . import components, families, parts
+from . import components, families, noise_schedulers, parts
 from .components import ComponentStore
+from .configuration import configure
 from .construction import Construction
 from .ledger import Ledger
 from .parts import DIFFUSERS_DTYPE, Part
@@ -32,12 +41,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Live:
-    """A pipeline in memory. Requests run on views of it and never change it."""
+    """A pipeline in memory. Requests run on views of it and never change it.
 
+    `built` is as the checkpoint has it, `pipeline` has the settings.
+    """
+
+    built: DiffusionPipeline
     pipeline: DiffusionPipeline
     task: str
     components: tuple[Component, ...]
     revision: str = ""
+    settings: PipelineSettings = field(default_factory=PipelineSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +87,31 @@ class Loader:
         try:
             live = self._load_spec(user, recipe.spec, progress, check_cancelled)
             for derivation in recipe.derivations:
-                live = self.derive(user, live, derivation)
-            return live
+                live = self.derive(user, live, derivation, PipelineSettings())
+            return self.update(live, recipe.settings)
         except BaseException:
             self.release(user)
             raise
 
-    def derive(self, user: str, source: Live, derivation: Derivation | None) -> Live:
+    def derive(self, user: str, source: Live, derivation: Derivation | None, settings: PipelineSettings) -> Live:
         """A pipeline for another task from a live one's components, as `from_pipe` makes it; a twin without one."""
         if derivation is None:
-            pipeline, task = source.pipeline, source.task
+            built, task = source.built, source.task
         else:
-            pipeline, task = _from_pipe(source.pipeline, derivation), derivation.task
-        self._store.share(_modules(pipeline).values(), user)
-        return Live(pipeline, task, self._describe(pipeline), source.revision)
+            built, task = _from_pipe(source.built, derivation), derivation.task
+        live = self.update(Live(built, built, task, self._describe(built), source.revision), settings)
+        self._store.share(_modules(built).values(), user)
+        return live
+
+    def update(self, live: Live, settings: PipelineSettings) -> Live:
+        """The same pipeline with these settings. Raises InvalidNoiseSchedulerError."""
+        # Makes tensors, as requests do.
+        with self._construction.turn():
+            pipeline = configure(live.built, settings)
+        # With its whole configuration: what it was made from may have another one by the next time.
+        if settings.noise_scheduler is not None:
+            settings = replace(settings, noise_scheduler=noise_schedulers.describe(pipeline.scheduler))
+        return replace(live, pipeline=pipeline, settings=settings)
 
     def release(self, user: str) -> Released:
         """Lets go of what only this handle uses."""
@@ -144,7 +169,8 @@ class Loader:
             raise
         except Exception as error:
             raise _load_error(spec, class_name, error) from None
-        return Live(pipeline, spec.task or families.task_of(pipeline), self._describe(pipeline), source.revision)
+        task = spec.task or families.task_of(pipeline)
+        return Live(pipeline, pipeline, task, self._describe(pipeline), source.revision)
 
     def _hold(self, user: str, pipeline: DiffusionPipeline, found: list[Part], measured: dict[str, int]) -> None:
         """Moves what is new to the device and enters it into the store, under its content where files identify it."""

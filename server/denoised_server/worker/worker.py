@@ -35,14 +35,16 @@ from denoised_server.messages import (
     Snapshot,
     Unload,
     Unloaded,
+    Update,
     Watch,
     WorkerSettings,
 )
 from torch import nn
 
-from . import host_memory, overlay, signature
+from . import host_memory, noise_schedulers, overlay, signature
 from .batches import Outcome
 from .components import ComponentStore
+from .configuration import with_noise_scheduler
 from .construction import Construction
 from .engine import Cancelled, Engine, Request
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
@@ -80,7 +82,7 @@ class Worker:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         overlay.install()
-        construction = Construction()
+        self._construction = construction = Construction()
         construction.install()
         self._device = torch.device(settings.device)
         self._total_bytes = _total_bytes(self._device)
@@ -123,6 +125,8 @@ class Worker:
                 self._loads.submit(self._answer, task, lambda: self._load(task, command))
             case Derive():
                 self._controls.submit(self._answer, task, lambda: self._derive(task, command))
+            case Update():
+                self._controls.submit(self._answer, task, lambda: self._update(task, command))
             case Unload():
                 self._unload_when_unused(task, command)
             case Generate():
@@ -192,9 +196,17 @@ class Worker:
         task.emit(_loaded(live))
 
     def _derive(self, task: _Task, command: Derive) -> None:
-        live = self._loader.derive(command.pipeline, self._find(command.source), command.derivation)
+        source = self._find(command.source)
+        live = self._loader.derive(command.pipeline, source, command.derivation, command.settings)
         self._register(task, command.pipeline, live)
         self._report()
+        task.emit(_loaded(live))
+
+    def _update(self, task: _Task, command: Update) -> None:
+        live = self._loader.update(self._find(command.pipeline), command.settings)
+        with self._lock:
+            self._check_cancelled(task)
+            self._pipelines[command.pipeline] = live
         task.emit(_loaded(live))
 
     def _register(self, task: _Task, pipeline: str, live: Live) -> None:
@@ -236,7 +248,11 @@ class Worker:
         try:
             self._check_cancelled(task)
             live = self._find(command.pipeline)
-            generation = Generation(command, live.pipeline, self._device, task.emit, self._step_seconds)
+            pipeline = live.pipeline
+            if command.noise_scheduler is not None:
+                with self._construction.turn():
+                    pipeline = with_noise_scheduler(pipeline, command.noise_scheduler)
+            generation = Generation(command, pipeline, self._device, task.emit, self._step_seconds)
             generation.prepare()
         except BaseException as raised:
             error = _bare(raised if isinstance(raised, Cancelled) else failure(raised))
@@ -315,6 +331,8 @@ def _loaded(live: Live) -> Loaded:
         components=live.components,
         parameters=signature.parameters(pipeline_class),
         revision=live.revision,
+        settings=live.settings,
+        noise_scheduler=noise_schedulers.describe(getattr(live.pipeline, "scheduler", None)),
     )
 
 

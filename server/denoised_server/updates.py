@@ -1,0 +1,82 @@
+"""Updates of live pipelines: the worker changes the pipeline, and the recipe remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from denoised.errors import PipelineNotFoundError
+
+from .builds import answer
+from .executor import Executor
+from .handles import Handle
+from .messages import Loaded, PipelineSettings, Update
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Settings to change, by name, and what they are to be."""
+
+    names: frozenset[str]
+    settings: PipelineSettings
+
+    def apply(self, present: PipelineSettings) -> PipelineSettings:
+        return replace(present, **{name: getattr(self.settings, name) for name in self.names})
+
+
+class Updates:
+    """Updates pipelines, those of one handle one after another.
+
+    `bring_back` returns with a handle's pipeline live on a worker, `missing` hears that the worker does not hold it
+    after all, and `updated` records what a worker has set.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        bring_back: Callable[[Handle], Awaitable[None]],
+        missing: Callable[[Handle], None],
+        updated: Callable[[Handle, Loaded], None],
+    ) -> None:
+        self._executor = executor
+        self._bring_back = bring_back
+        self._missing = missing
+        self._updated = updated
+        self._last: dict[Handle, asyncio.Future[None]] = {}
+
+    async def update(self, handle: Handle, change: Change) -> None:
+        """Returns once the worker has changed the pipeline and the recipe says so."""
+        before, mine = self._last.get(handle), asyncio.get_running_loop().create_future()
+        self._last[handle] = mine
+        try:
+            if before is not None:
+                await before
+            await self._update(handle, change)
+        finally:
+            mine.set_result(None)
+            if self._last.get(handle) is mine:
+                del self._last[handle]
+
+    async def _update(self, handle: Handle, change: Change) -> None:
+        has_retried, worker, loaded = False, "", None
+        # The worker may have died right after it answered, and the pipeline be on its way by the recipe as it was.
+        while loaded is None or handle.worker != worker:
+            await self._bring_back(handle)
+            worker, held = handle.worker, handle.loaded
+            try:
+                command = Update(handle.name, change.apply(handle.recipe.settings))
+                loaded = await answer(self._executor, worker, command, Loaded)
+            except PipelineNotFoundError:
+                if has_retried:
+                    raise
+                logger.warning("%s does not hold %s, which is built again", worker, handle.name)
+                has_retried = True
+                # Another request may have found out first.
+                if handle.loaded is held:
+                    self._missing(handle)
+        self._updated(handle, loaded)
