@@ -1,0 +1,86 @@
+"""Every family that diffusers maps, each of its tasks, remotely and in this process.
+
+With batching forbidden every bit is the same; joined with others, outputs differ by no more than the family's
+tolerance. `-k flux` runs the families with that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+import torch
+from denoised_server.worker.families import MAPPINGS
+
+from tests.daemon import Daemon
+
+from .checkpoints import FAMILIES, NOT_BUILT
+from .checkpoints.family import Family
+from .pair import Pairs, numbers
+
+torch.set_num_threads(1)
+Case: TypeAlias = tuple[Family, str]
+CASES: list[Case] = [(family, task) for family in FAMILIES for task in family.mapped()]
+NAMES = [f"{family}-{task}" for family, task in CASES]
+TOGETHER = 3
+# Requests at once may pass each other by: they are sent again until some met.
+ROUNDS = 20
+
+
+@pytest.fixture(scope="module")
+def pairs(daemon: Daemon, checkpoint_dir: Path) -> Iterator[Pairs]:
+    with daemon.client() as client, Pairs(client, checkpoint_dir / "families") as pairs:
+        yield pairs
+
+
+# One argument of module scope, so that the tests of a family follow each other and its checkpoint is built once.
+each_case = pytest.mark.parametrize("case", CASES, ids=NAMES, scope="module")
+
+
+def test_every_name_that_diffusers_maps_is_built_or_has_a_reason() -> None:
+    names = {name for mapping in MAPPINGS.values() for name in mapping}
+    assert {family.name for family in FAMILIES} | NOT_BUILT.keys() == names
+    assert not {family.name for family in FAMILIES} & NOT_BUILT.keys()
+    tasks = {(family.name, task) for family, task in CASES}
+    mapped = {(name, task) for task, mapping in MAPPINGS.items() for name in mapping if name not in NOT_BUILT}
+    assert tasks == mapped
+
+
+@each_case
+def test_alone_every_bit_is_the_same(pairs: Pairs, case: Case) -> None:
+    family, task = case
+    pair = pairs.of(family)
+    expected = pair.here(task)
+    result = pair.there(task, batching="forbid")
+    assert list(result) == list(expected)
+    for name, value in expected.items():
+        assert type(result[name]) is type(value)
+        np.testing.assert_equal(numbers(result[name]), numbers(value))
+    assert all(np.isfinite(value).all() for value in expected.values() if isinstance(value, np.ndarray))
+
+
+@each_case
+def test_together_outputs_differ_by_rounding(pairs: Pairs, case: Case) -> None:
+    family, task = case
+    pair = pairs.of(family)
+    expected = [pair.here(task, index) for index in range(TOGETHER)]
+    joined = 0
+    for _ in range(ROUNDS):
+        results = pair.together(task, TOGETHER)
+        for result, reference in zip(results, expected, strict=True):
+            for name, value in reference.items():
+                _assert_close(numbers(result[name]), numbers(value), family)
+        joined += sum(result.timings.joined_calls for result in results)
+        if joined > TOGETHER:
+            break
+    assert joined > 0
+
+
+def _assert_close(actual: Any, expected: Any, family: Family) -> None:
+    if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=family.tolerance)
+    else:
+        np.testing.assert_equal(actual, expected)
