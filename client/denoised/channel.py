@@ -8,13 +8,15 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import grpc
 from google.protobuf.message import Message
 from grpc.experimental import ChannelOptions
 
 from . import status
-from .errors import DenoisedError, MessageTooLargeError
+from .errors import DenoisedError, InvalidFieldError, MessageTooLargeError
 from .v1 import generation_service_pb2_grpc, pipeline_service_pb2_grpc, worker_service_pb2_grpc
 from .version import __version__
 
@@ -22,6 +24,11 @@ DEFAULT_PORT = 50051
 DEFAULT_TARGET = f"127.0.0.1:{DEFAULT_PORT}"
 TARGET_VARIABLE = "DENOISED_TARGET"
 TOKEN_VARIABLE = "DENOISED_TOKEN"
+CA_VARIABLE = "DENOISED_CA"
+CLIENT_CERT_VARIABLE = "DENOISED_CLIENT_CERT"
+CLIENT_KEY_VARIABLE = "DENOISED_CLIENT_KEY"
+# In place of a file of authorities.
+SYSTEM_CA = "system"
 # gRPC itself stops at 4 MiB, which one large tensor exceeds.
 MAX_MESSAGE_BYTES = 256 * 2**20
 # Bound for calls that only ask the daemon something; loads and generations have none of their own.
@@ -55,6 +62,8 @@ SERVICE_CONFIG = json.dumps(
         ]
     }
 )
+
+PathName: TypeAlias = "str | os.PathLike[str] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,39 @@ def channel_options(max_message_bytes: int) -> Sequence[tuple[str, Any]]:
 def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     token = token or os.environ.get(TOKEN_VARIABLE)
     return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Whom to trust, and what to show: paths of PEM files, empty for none. `ca` may be "system"."""
+
+    ca: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+
+    @classmethod
+    def of(cls, ca: PathName, client_cert: PathName, client_key: PathName) -> Certificates:
+        """Fills in what was left out from the environment."""
+        given = ((ca, CA_VARIABLE), (client_cert, CLIENT_CERT_VARIABLE), (client_key, CLIENT_KEY_VARIABLE))
+        return cls(*(os.fspath(path) if path else os.environ.get(variable, "") for path, variable in given))
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """None where nothing asks for TLS. Raises InvalidFieldError for files that cannot be used."""
+        if bool(self.client_cert) != bool(self.client_key):
+            raise InvalidFieldError.of("client_cert", "it and client_key belong together.", hint="Give both.")
+        if self == Certificates():
+            return None
+        ca = "" if self.ca == SYSTEM_CA else self.ca
+        return grpc.ssl_channel_credentials(
+            _read(ca, "ca"), _read(self.client_key, "client_key"), _read(self.client_cert, "client_cert")
+        )
+
+
+def _read(path: str, field: str) -> bytes | None:
+    try:
+        return Path(path).expanduser().read_bytes() if path else None
+    except OSError as error:
+        raise InvalidFieldError.of(field, f"{path} cannot be read: {error.strerror}.") from None
 
 
 def check_size(request: Message, max_message_bytes: int) -> None:

@@ -17,6 +17,7 @@ from . import spec
 from .channel import (
     MAX_MESSAGE_BYTES,
     SHORT_CALL_SECONDS,
+    Certificates,
     Stubs,
     call_metadata,
     channel_options,
@@ -45,6 +46,9 @@ class Client:
         target: str | None = None,
         *,
         token: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        client_cert: str | os.PathLike[str] | None = None,
+        client_key: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -56,16 +60,25 @@ class Client:
             target: "host:port", or any other gRPC target. Defaults to the environment's DENOISED_TARGET, else
                 "127.0.0.1:50051".
             token: Sent with every call as a bearer token. Defaults to the environment's DENOISED_TOKEN, else none.
+            ca: For a daemon that speaks TLS: the PEM file of the authority that signed its certificate, or "system" for
+                the usual ones. Defaults to the environment's DENOISED_CA, else plain text.
+            client_cert: PEM file of the certificate to show, with its chain, where the daemon asks for one. Defaults
+                to the environment's DENOISED_CLIENT_CERT, else none.
+            client_key: PEM file of its key. Defaults to the environment's DENOISED_CLIENT_KEY, else none.
             timeout: Seconds that a call may take when it does not say so itself. By default loads and generations take
                 as long as they need, and short calls at most a minute.
-            credentials: For a daemon that speaks TLS. Defaults to plain text.
+            credentials: In place of `ca`, `client_cert` and `client_key`: credentials of gRPC.
             max_message_bytes: Largest request that is sent and largest response that is taken, in bytes.
             progress_bar: Whether loads and generations show progress bars on stderr.
+
+        Raises:
+            InvalidFieldError: A file cannot be read, or a certificate comes without its key.
         """
         self.target = resolve_target(target)
         self.progress_bar = progress_bar
         self._timeout = timeout
-        self._credentials = credentials
+        self._certificates = Certificates.of(ca, client_cert, client_key)
+        self._credentials = credentials or self._certificates.credentials()
         self._max_message_bytes = max_message_bytes
         self._metadata = call_metadata(token)
         self._lock = threading.Lock()
@@ -364,10 +377,10 @@ _defaults_lock = threading.Lock()
 
 
 def default_client() -> Client:
-    """The client that calls share when they name none: one per target and token that the environment names."""
+    """The client that calls share when they name none: one for each that the environment describes."""
     client = Client()
     # A process made by fork() must not use its parent's connections.
-    key = (os.getpid(), client.target, client._metadata)
+    key = (os.getpid(), client.target, client._metadata, client._certificates)
     with _defaults_lock:
         # The main thread stands for the whole process.
         clients = _defaults.setdefault(threading.main_thread(), {})

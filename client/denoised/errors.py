@@ -17,10 +17,15 @@
     │   ├── NotAPipelineError
     │   └── DamagedWeightsError
     ├── TaskNotSupportedError (ValueError, as diffusers raises)
+    ├── AccessError (PermissionError)
+    │   ├── UnauthenticatedError      no token, or one that the daemon does not know
+    │   ├── ScopeMissingError
+    │   └── NotOwnerError             the pipeline is shared, and another client's
     ├── ResourceError
     │   ├── NeverFitsError
     │   ├── NoRoomError
     │   ├── QueueFullError
+    │   ├── QuotaExceededError
     │   ├── DeviceOutOfMemoryError
     │   ├── MessageTooLargeError
     │   └── WatchLaggedError
@@ -187,6 +192,32 @@ class TaskNotSupportedError(DenoisedError, ValueError):
     reason = "TASK_NOT_SUPPORTED"
 
 
+class AccessError(DenoisedError, PermissionError):
+    """The caller is not known, or may not do this."""
+
+    code = "PERMISSION_DENIED"
+    __str__ = Exception.__str__
+
+
+class UnauthenticatedError(AccessError):
+    """The call came without a token that the daemon knows."""
+
+    code = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+
+
+class ScopeMissingError(AccessError):
+    """The token does not have the scope that the method needs; `metadata["scope"]` names it."""
+
+    reason = "SCOPE_MISSING"
+
+
+class NotOwnerError(AccessError):
+    """The pipeline is shared with the caller, but only its owner may change or unload it."""
+
+    reason = "NOT_OWNER"
+
+
 class ResourceError(DenoisedError):
     """Something is not large enough, or not at the moment."""
 
@@ -210,6 +241,12 @@ class QueueFullError(ResourceError):
     """Too many requests are waiting."""
 
     reason = "QUEUE_FULL"
+
+
+class QuotaExceededError(ResourceError):
+    """The client has reached one of its quotas; `metadata["quota"]` names it."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class DeviceOutOfMemoryError(ResourceError):

@@ -11,11 +11,12 @@ import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+from denoised.channel import is_loopback
 from denoised.errors import InvalidFieldError
 from denoised.units import to_seconds
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "DENOISED_"
@@ -79,6 +80,8 @@ def _state_dir() -> Path:
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 Address = Annotated[str, AfterValidator(_address)]
+# Empty text is how a TOML file says that there is none.
+File = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
 Auto = Literal["auto"]
 
 
@@ -90,6 +93,32 @@ class Settings(BaseSettings):
     address: Annotated[Address, Field(description="Where to listen, as HOST:PORT; port 0 picks a free one.")] = (
         "127.0.0.1:50051"
     )
+    insecure: Annotated[
+        bool,
+        Field(
+            description="Whether to listen beyond this machine without TLS: everybody on the way can then read and "
+            "change what is sent, tokens included."
+        ),
+    ] = False
+    tls_cert: Annotated[
+        File,
+        Field(description="PEM file with the certificate and its chain; turns TLS on. Read again when it changes."),
+    ] = None
+    tls_key: Annotated[File, Field(description="PEM file with the key of tls_cert. Read again when it changes.")] = None
+    tls_client_ca: Annotated[
+        File,
+        Field(
+            description="PEM file with the authorities that sign clients' certificates; a client without one is then "
+            "turned away. Read again when it changes."
+        ),
+    ] = None
+    tokens_file: Annotated[
+        File,
+        Field(
+            description="File of tokens, as `denoised token create` writes it; each call must then show one. Read "
+            "again when it changes."
+        ),
+    ] = None
     metrics_address: Annotated[Address, Field(description="Where Prometheus finds the metrics, as HOST:PORT.")] = (
         "127.0.0.1:9464"
     )
@@ -141,6 +170,19 @@ class Settings(BaseSettings):
         Seconds, Field(ge=0, description="Seconds that running generations are given to finish on SIGTERM.")
     ] = 30
     start_timeout: Annotated[Seconds, Field(gt=0, description="Seconds that a worker may take to come up.")] = 120
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together; set both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if not (is_loopback(self.address) or self.tls_cert or self.insecure):
+            raise ValueError(
+                f"address {self.address} can be reached from other machines and there is no TLS; set tls_cert and "
+                "tls_key, or say --insecure"
+            )
+        return self
 
     def to_toml(self) -> str:
         """A file that says the same, each setting under what it means."""
@@ -201,12 +243,15 @@ def _explain(error: ValidationError) -> str:
     reasons: dict[str, list[str]] = {}
     for problem in error.errors():
         text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        reasons.setdefault(str(problem["loc"][0]), []).append(text)
-    return "; ".join(f"{name}: {' or '.join(texts)}" for name, texts in reasons.items()) + "."
+        # What is wrong with several settings together names them itself.
+        reasons.setdefault(str(problem["loc"][0]) if problem["loc"] else "", []).append(text)
+    return "; ".join(f"{name}: {' or '.join(texts)}".removeprefix(": ") for name, texts in reasons.items()) + "."
 
 
 def _literal(value: object) -> str:
     match value:
+        case None:
+            return '""'
         case bool():
             return str(value).lower()
         case float() if value.is_integer():

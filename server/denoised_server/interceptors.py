@@ -1,4 +1,4 @@
-"""Around every call: a request id, a count by outcome, and errors as statuses that clients understand."""
+"""Around every call: who may make it, a request id, a count by outcome, and errors as statuses for clients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import grpc
 from denoised.errors import DenoisedError, InternalError, MessageTooLargeError
 from denoised.status import DETAILS_KEY, to_details
 
+from . import callers
+from .access import Access
 from .observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -29,12 +31,13 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Translates a DenoisedError to its status and details; everything else is a bug, and says so.
+    """Lets in who may call, and translates a DenoisedError to its status; everything else is a bug, and says so.
 
-    A handler may thus be written as if nothing could fail.
+    A handler may thus be written as if nothing could fail, and asks `callers.current()` for whom it works.
     """
 
-    def __init__(self, *, max_message_bytes: int, observer: Observer) -> None:
+    def __init__(self, *, access: Access, max_message_bytes: int, observer: Observer) -> None:
+        self._access = access
         self._max_message_bytes = max_message_bytes
         self._observer = observer
 
@@ -73,6 +76,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         name, request_id = method.rsplit("/", 1)[-1], secrets.token_hex(8)
         began, outcome = time.monotonic(), "cancelled"
         try:
+            caller = self._access.admit(method, context.invocation_metadata() or (), context.auth_context())
+            callers.act_for(caller)
             self._check_size(request)
             yield
             outcome = "ok"

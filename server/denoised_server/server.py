@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from denoised.channel import is_loopback
 from denoised.errors import DenoisedError
 from denoised.version import __version__
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -23,6 +24,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from . import config, devices, logs
+from .access import Access
 from .background import Background
 from .config import Settings, SettingsError
 from .executor.local import WORKER, LocalExecutor
@@ -31,6 +33,8 @@ from .messages import WorkerSettings
 from .metrics import Metrics, MetricsServer
 from .pool import Pool
 from .services import METHODS, SERVICES, add_services
+from .tls import CertificateError, CertificateFiles
+from .tokens import TokenFile, TokenFileError
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +82,7 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
         )
         # Both ports before the workers: a second daemon on the same machine learns at once that there is a first.
         server = _make_server(settings, metrics)
-        port = _bind(server, settings.address)
+        port = _bind(server, settings)
         metrics_server = _serve_metrics(metrics, settings.metrics_address)
         stack.callback(metrics_server.stop)
         pool = Pool(
@@ -138,7 +142,9 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
 
 
 def _make_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
-    interceptor = ErrorInterceptor(max_message_bytes=settings.max_message_bytes, observer=metrics)
+    interceptor = ErrorInterceptor(
+        access=_access(settings), max_message_bytes=settings.max_message_bytes, observer=metrics
+    )
     return grpc.aio.server(
         interceptors=(interceptor,),
         options=(
@@ -156,13 +162,38 @@ def _make_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
     )
 
 
-def _bind(server: grpc.aio.Server, address: str) -> int:
+def _access(settings: Settings) -> Access:
+    if settings.tokens_file is None:
+        if not is_loopback(settings.address):
+            logger.warning("whoever reaches %s may use the daemon: there is no tokens_file", settings.address)
+        return Access()
+    try:
+        return Access(TokenFile(settings.tokens_file.expanduser()).tokens)
+    except TokenFileError as error:
+        raise StartError(f"tokens_file: {error}") from None
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    authorities = settings.tls_client_ca.expanduser() if settings.tls_client_ca else None
+    files = CertificateFiles(settings.tls_cert.expanduser(), settings.tls_key.expanduser(), authorities)
+    try:
+        return files.credentials()
+    except CertificateError as error:
+        raise StartError(str(error)) from None
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+    address, credentials = settings.address, _credentials(settings)
     try:
         # gRPC keeps the reason of a failure to itself, so we try first.
         host, port = _split(address)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
-        return server.add_insecure_port(address)
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
     except OSError as error:
         raise StartError(f"address {address} cannot be listened on: {_why(error)}.") from None
     except RuntimeError:

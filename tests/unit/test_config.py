@@ -62,7 +62,7 @@ def test_variables_of_the_sdk_are_none_of_our_business(monkeypatch: pytest.Monke
         ("threads", "auto", "auto"),
         ("allow_dirs", "/a:/b", [Path("/a"), Path("/b")]),
         ("allow_dirs", [Path("/a")], [Path("/a")]),
-        ("address", "[::]:50051", "[::]:50051"),
+        ("address", "[::1]:50051", "[::1]:50051"),
     ],
 )
 def test_these_values_are_understood(name: str, value: object, meant: object) -> None:

@@ -30,6 +30,7 @@ from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_p
 from denoised.v1.generation_service_pb2_grpc import GenerationServiceStub
 from denoised.v1.pipeline_service_pb2_grpc import PipelineServiceStub
 from denoised.v1.worker_service_pb2_grpc import WorkerServiceStub
+from denoised_server.access import Access
 from denoised_server.interceptors import ErrorInterceptor
 from denoised_server.messages import Generate, Load
 from denoised_server.observer import Observer
@@ -89,7 +90,7 @@ async def serving(**settings: Any) -> AsyncIterator[Daemon]:
     pool = Pool(executor, **settings)
     await pool.start()
     server = grpc.aio.server(
-        interceptors=(ErrorInterceptor(max_message_bytes=MAX_MESSAGE_BYTES, observer=outcomes),),
+        interceptors=(ErrorInterceptor(access=Access(), max_message_bytes=MAX_MESSAGE_BYTES, observer=outcomes),),
         options=(("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),),
     )
     add_services(server, pool, max_message_bytes=MAX_MESSAGE_BYTES, max_pixels=1_000_000, max_waiting=5)

@@ -8,9 +8,10 @@ import typer
 
 from ..version import __version__
 from .generate import generate
-from .options import EXIT_CODES, Commands
+from .options import EXIT_CODES, Commands, connecting
 from .pipelines import derive, load, ps, unload
 from .serve import serve
+from .token import token
 from .workers import workers
 
 app = typer.Typer(
@@ -56,11 +57,12 @@ def denoised(
 
 
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(serve)
-app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(workers)
-app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(load)
-app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(derive)
-app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(ps)
-app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(unload)
-app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(generate)
+app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(workers))
+app.add_typer(token, name="token", rich_help_panel="Daemon")
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(load))
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(derive))
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(ps))
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(unload))
+app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(connecting(generate))
 
 __all__ = ["app"]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from ..channel import DEFAULT_TARGET, TARGET_VARIABLE, TOKEN_VARIABLE
+from ..channel import (
+    CA_VARIABLE,
+    CLIENT_CERT_VARIABLE,
+    CLIENT_KEY_VARIABLE,
+    DEFAULT_TARGET,
+    TARGET_VARIABLE,
+    TOKEN_VARIABLE,
+)
 from ..client import Client
 from ..errors import DenoisedError
 from ..units import to_seconds
@@ -26,6 +36,33 @@ Target = Annotated[
 Token = Annotated[
     str | None,
     typer.Option(envvar=TOKEN_VARIABLE, help="Bearer token, if the daemon asks for one.", rich_help_panel="Connection"),
+]
+Ca = Annotated[
+    str | None,
+    typer.Option(
+        envvar=CA_VARIABLE,
+        help="For TLS: PEM file of the authority that signed the daemon's certificate, or system for the usual ones.",
+        metavar="FILE",
+        rich_help_panel="Connection",
+    ),
+]
+ClientCert = Annotated[
+    str | None,
+    typer.Option(
+        envvar=CLIENT_CERT_VARIABLE,
+        help="PEM file of the certificate to show, if the daemon asks for one.",
+        metavar="FILE",
+        rich_help_panel="Connection",
+    ),
+]
+ClientKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar=CLIENT_KEY_VARIABLE,
+        help="PEM file of that certificate's key.",
+        metavar="FILE",
+        rich_help_panel="Connection",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text for people.")]
 Ttl = Annotated[
@@ -55,6 +92,8 @@ Overrides = Annotated[
 
 DefaultTarget = DEFAULT_TARGET
 
+_certificates: ContextVar[dict[str, Any]] = ContextVar("certificates")
+
 
 class Commands(TyperGroup):
     """Ends failed commands with a sentence and a hint instead of a traceback."""
@@ -77,8 +116,28 @@ def fail(message: str, hint: str = "") -> NoReturn:
     raise typer.Exit(1)
 
 
+def connecting(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that talks to a daemon, with the options for TLS, which `connect` looks up."""
+
+    @functools.wraps(command)
+    def connected(*, ca: Ca, client_cert: ClientCert, client_key: ClientKey, **given: Any) -> None:
+        _certificates.set({"ca": ca, "client_cert": client_cert, "client_key": client_key})
+        command(**given)
+
+    # typer reads the options from the signature.
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in (("ca", Ca), ("client_cert", ClientCert), ("client_key", ClientKey))
+    ]
+    parameters = [*signature.parameters.values(), *added]
+    vars(connected)["__signature__"] = signature.replace(parameters=parameters)
+    connected.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return connected
+
+
 def connect(target: str, token: str | None) -> Client:
-    return Client(target, token=token)
+    return Client(target, token=token, **_certificates.get())
 
 
 def parse_ttl(text: str | None) -> float | None:

@@ -20,6 +20,42 @@ def serve(
             rich_help_panel="Network",
         ),
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Listen beyond this machine without TLS: who is on the way can read and change everything.",
+            rich_help_panel="Network",
+        ),
+    ] = False,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of the certificate and its chain; turns TLS on.",
+            metavar="FILE",
+            rich_help_panel="Network",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of that certificate's key.", metavar="FILE", rich_help_panel="Network"),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of the authorities that sign clients' certificates; turns clients without one away.",
+            metavar="FILE",
+            rich_help_panel="Network",
+        ),
+    ] = None,
+    tokens_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of tokens, as `denoised token create` writes it; each call must then show one.",
+            metavar="FILE",
+            rich_help_panel="Network",
+        ),
+    ] = None,
     metrics_address: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +116,8 @@ def serve(
 
     [bold]Examples[/bold]
     [cyan]denoised serve[/cyan]
-    [cyan]denoised serve --address 0.0.0.0:50051 --device cuda --allow-dir /models[/cyan]
+    [cyan]denoised serve --device cuda --allow-dir /models[/cyan]
+    [cyan]denoised serve --address 0.0.0.0:50051 --tls-cert tls.crt --tls-key tls.key --tokens-file tokens.json[/cyan]
     [cyan]denoised serve --print-config > denoised.toml[/cyan]
     """
     try:
@@ -89,6 +126,11 @@ def serve(
         fail(f"The daemon needs the package {error.name!r}.", "Install it with: pip install 'denoised[server]'")
     given: dict[str, object] = {
         "address": address,
+        "insecure": insecure or None,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "tokens_file": tokens_file,
         "metrics_address": metrics_address,
         "device": device,
         "workers": workers,

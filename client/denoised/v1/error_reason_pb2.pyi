@@ -70,6 +70,16 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """INTERNAL: a bug in the daemon; its log has the rest under the request id."""
     ERROR_REASON_INVALID_NOISE_SCHEDULER: _ErrorReason.ValueType  # 29
     """INVALID_ARGUMENT: diffusers has no noise scheduler of this class, or it cannot be configured this way."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 39
+    """UNAUTHENTICATED: the call came without a token that the daemon knows."""
+    ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 40
+    """PERMISSION_DENIED: the token does not have the scope that the method needs, which `metadata["scope"]` names."""
+    ERROR_REASON_NOT_OWNER: _ErrorReason.ValueType  # 41
+    """PERMISSION_DENIED: the pipeline is shared with the caller, but only its owner may change or unload it."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 42
+    """RESOURCE_EXHAUSTED: the client has reached one of its quotas, which `metadata["quota"]` names; google.rpc.RetryInfo
+    says when to try again where waiting helps.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -124,4 +134,14 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 22
 """INTERNAL: a bug in the daemon; its log has the rest under the request id."""
 ERROR_REASON_INVALID_NOISE_SCHEDULER: ErrorReason.ValueType  # 29
 """INVALID_ARGUMENT: diffusers has no noise scheduler of this class, or it cannot be configured this way."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 39
+"""UNAUTHENTICATED: the call came without a token that the daemon knows."""
+ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 40
+"""PERMISSION_DENIED: the token does not have the scope that the method needs, which `metadata["scope"]` names."""
+ERROR_REASON_NOT_OWNER: ErrorReason.ValueType  # 41
+"""PERMISSION_DENIED: the pipeline is shared with the caller, but only its owner may change or unload it."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 42
+"""RESOURCE_EXHAUSTED: the client has reached one of its quotas, which `metadata["quota"]` names; google.rpc.RetryInfo
+says when to try again where waiting helps.
+"""
 global___ErrorReason = ErrorReason
