@@ -11,8 +11,11 @@ from . import arguments
 from .errors import InternalError, InvalidFieldError, UnsupportedError
 from .progress import DenoisingBar
 from .result import PipelineOutput, assemble
+from .units import to_duration
 from .v1 import generation_service_pb2 as pb
 
+# A bar is drawn no more often than this.
+BAR_SECONDS = 0.1
 # Called as diffusers calls it: pipeline, step, timestep, tensors.
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], Any]
 
@@ -47,6 +50,8 @@ class Call:
             batching=arguments.batching_number(batching),
             priority=arguments.priority_number(priority),
         )
+        if self._callback is None:
+            self.request.progress_interval.CopyFrom(to_duration(BAR_SECONDS))
         arguments.add_seeds(self.request, seed)
         self._generators: tuple[Any, ...] = ()
         if (generator := named.pop("generator", None)) is not None:

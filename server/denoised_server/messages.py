@@ -137,7 +137,8 @@ class Generate:
     """Run a pipeline. Answered by Progress and Output, then Finished.
 
     `arguments` are those of `__call__` by name, without generators, `output_type` and `return_dict`. `seeds` has one
-    element or one per image; it is empty when `generators` (device, state) are given.
+    element or one per image; it is empty when `generators` (device, state) are given. `progress_interval` is the
+    shortest time between two Progress events, in seconds.
     """
 
     pipeline: str
@@ -150,6 +151,7 @@ class Generate:
     forbid_batching: bool = False
     priority: int = 0
     noise_scheduler: NoiseScheduler | None = None
+    progress_interval: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

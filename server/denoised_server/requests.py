@@ -113,6 +113,7 @@ def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
         quality=output.quality if output.HasField("quality") else 90,
         forbid_batching=_forbids(request.batching),
         priority=request.priority,
+        progress_interval=from_duration(request.progress_interval),
         noise_scheduler=_noise_scheduler(request.noise_scheduler, "noise_scheduler")
         if request.HasField("noise_scheduler")
         else None,

@@ -36,7 +36,11 @@ class Running:
     def __init__(self, worker: Worker, number: int, command: Command) -> None:
         self._worker, self.number = worker, number
         self._events: queue.SimpleQueue[Event | End] = queue.SimpleQueue()
-        worker.submit(number, command, self._events.put)
+        worker.submit(number, command, self._take)
+
+    def _take(self, *events: Event | End) -> None:
+        for event in events:
+            self._events.put(event)
 
     def next(self) -> Event | End:
         return self._events.get(timeout=60)

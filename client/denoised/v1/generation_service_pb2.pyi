@@ -84,6 +84,7 @@ class GenerateRequest(google.protobuf.message.Message):
     BATCHING_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
+    PROGRESS_INTERVAL_FIELD_NUMBER: builtins.int
     pipeline: builtins.str
     """Required. The pipeline to run, in the form "pipelines/{id}"."""
     prompt: builtins.str
@@ -120,6 +121,12 @@ class GenerateRequest(google.protobuf.message.Message):
     def noise_scheduler(self) -> denoised.v1.artifact_pb2.NoiseScheduler:
         """The noise scheduler for this request alone. Defaults to the pipeline's."""
 
+    @property
+    def progress_interval(self) -> google.protobuf.duration_pb2.Duration:
+        """Shortest time between two Progress events: steps in between are not told, the last one always is. Defaults to zero,
+        which tells each step. Negative counts as zero.
+        """
+
     def __init__(
         self,
         *,
@@ -134,9 +141,10 @@ class GenerateRequest(google.protobuf.message.Message):
         batching: global___Batching.ValueType = ...,
         priority: builtins.int = ...,
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
+        progress_interval: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_negative_prompt", b"_negative_prompt"]) -> typing.Literal["negative_prompt"] | None: ...
     @typing.overload

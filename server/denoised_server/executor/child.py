@@ -1,4 +1,4 @@
-"""What runs in a worker's process: commands in, events out, until the pipe ends."""
+"""What runs in a worker's process: commands in, events out, until the front-end ends."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from typing import Protocol
 
 from denoised.errors import DenoisedError, InternalError
 
 from .. import logs
 from ..messages import Command, End, Event, Failed, Ready, WorkerSettings
+from .frames import pack, receive
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,11 @@ HANDSHAKE = 0
 # A worker in the middle of a long computation is not worth waiting for.
 CLOSE_SECONDS = 3.0
 
-Emit = Callable[[Event | End], None]
+
+class Emit(Protocol):
+    """Takes events of one command, from any thread; several at once travel as one message."""
+
+    def __call__(self, *events: Event | End) -> None: ...
 
 
 class Worker(Protocol):
@@ -35,20 +38,20 @@ class Worker(Protocol):
     def ready(self) -> Ready: ...
 
     def submit(self, number: int, command: Command, emit: Emit) -> None:
-        """Begins a command and returns at once. `emit` may be called from any thread; the last event is an End."""
+        """Begins a command and returns at once. The last event is an End."""
 
     def cancel(self, number: int) -> None: ...
 
     def close(self) -> None: ...
 
 
-def serve(worker: str, settings: WorkerSettings, commands: Connection, events: Connection) -> None:
+def serve(worker: str, settings: WorkerSettings, front_end: socket.socket) -> None:
     """Runs the worker named "module:Class"."""
     # A terminal and most supervisors signal the whole group; when to stop is for the front-end to say, by the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.set_up(verbose=settings.verbose)
-    outbox = _Outbox(events)
+    outbox = _Outbox(front_end)
     try:
         module, _, name = worker.partition(":")
         # Here, so that the front-end never imports torch.
@@ -60,7 +63,7 @@ def serve(worker: str, settings: WorkerSettings, commands: Connection, events: C
     except Exception:
         logger.exception("the worker for %s could not start", settings.device)
         sys.exit(1)
-    _follow(commands, running, outbox)
+    _follow(front_end, running, outbox)
     timer = threading.Timer(CLOSE_SECONDS, os._exit, (1,))
     timer.daemon = True
     timer.start()
@@ -69,39 +72,42 @@ def serve(worker: str, settings: WorkerSettings, commands: Connection, events: C
     os._exit(0)
 
 
-def _follow(commands: Connection, worker: Worker, outbox: _Outbox) -> None:
-    while True:
-        try:
-            number, command = commands.recv()
-        except (EOFError, OSError):
-            return
-        if command is None:
-            worker.cancel(number)
-            continue
-        try:
-            worker.submit(number, command, partial(outbox.send, number))
-        except Exception as error:
-            outbox.send(number, Failed(error))
+def _follow(front_end: socket.socket, worker: Worker, outbox: _Outbox) -> None:
+    try:
+        for number, command in receive(front_end):
+            if command is None:
+                worker.cancel(number)
+                continue
+            try:
+                worker.submit(number, command, partial(outbox.send, number))
+            except Exception as error:
+                outbox.send(number, Failed(error))
+    except OSError:
+        return
 
 
 class _Outbox:
-    """Our end of the pipe that events leave by."""
+    """Our end of the socket, for events to leave by."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, front_end: socket.socket) -> None:
+        self._front_end = front_end
         self._lock = threading.Lock()
 
-    def send(self, number: int, event: Event | End | Ready) -> None:
-        if isinstance(event, Failed) and not isinstance(event.error, DenoisedError):
-            # Anything may be in a foreign exception: classes the front-end cannot import, tensors, whole frames.
-            logger.error("a command failed", exc_info=event.error)
-            event = Failed(
-                InternalError("The worker failed in a way it should not.", hint="The daemon's log has the rest.")
-            )
-        data = ForkingPickler.dumps((number, event))
+    def send(self, number: int, *events: Event | End | Ready) -> None:
+        head, data = pack((number, *map(_presentable, events)))
         try:
             with self._lock:
-                self._pipe.send_bytes(data)
+                sent = self._front_end.sendmsg([head, data])
+                if sent < len(head) + len(data):
+                    self._front_end.sendall(data[sent - len(head) :])
         except OSError:
             # The front-end is gone; the main thread sees it too and ends the process.
             logger.debug("an event found no reader")
+
+
+def _presentable(event: Event | End | Ready) -> Event | End | Ready:
+    if not isinstance(event, Failed) or isinstance(event.error, DenoisedError):
+        return event
+    # Anything may be in a foreign exception: classes the front-end cannot import, tensors, whole frames.
+    logger.error("a command failed", exc_info=event.error)
+    return Failed(InternalError("The worker failed in a way it should not.", hint="The daemon's log has the rest."))

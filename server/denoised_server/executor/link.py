@@ -1,4 +1,4 @@
-"""The front-end's end of one worker process: its pipes, its threads and who waits for what."""
+"""The front-end's end of one worker process: its socket, its death and who waits for what."""
 
 from __future__ import annotations
 
@@ -7,126 +7,123 @@ import itertools
 import logging
 import multiprocessing
 import os
-import queue
-import selectors
+import socket
 import sys
-import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack
-from multiprocessing.connection import Connection
 
 from denoised.errors import WorkerLostError
 
 from ..channel import Channel
 from ..messages import Command, Done, End, Event, Failed, Ready, WorkerSettings
 from .child import HANDSHAKE, serve
+from .frames import Frames, pack
 
 logger = logging.getLogger(__name__)
 
 # A lost worker is started again at once, so another try soon finds one.
 RETRY_SECONDS = 1.0
-# How long a process may take from closing its pipe to being gone.
+# How long a process may take from closing its socket to being gone.
 EXIT_SECONDS = 1.0
+# How long what a dead process has sent may take to be read.
+LAST_WORDS_SECONDS = 0.1
 
 
 class Link:
     """One run of a worker, from its start to its death.
 
-    A thread writes to the process and another one reads from it: a worker that has stopped fills its pipe, and a write
-    would then hold up the event loop.
+    The event loop itself reads and writes: commands and events are small or written in one piece, and what a worker
+    that has stopped does not take waits in memory.
     """
 
     def __init__(self, name: str, worker: str, settings: WorkerSettings, *, died: Callable[[str], None]) -> None:
         self.name = name
-        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._died = died
         self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[Ready] = self._loop.create_future()
+        self._died = died
         self._stopping = False
-        self._gone = asyncio.Event()
+        self._disconnected, self._gone = asyncio.Event(), asyncio.Event()
         self._numbers = itertools.count(HANDSHAKE + 1)
         self._waiting: dict[int, Channel[Event]] = {}
-        self._outbox: queue.SimpleQueue[tuple[int, Command | None] | None] = queue.SimpleQueue()
-        context = multiprocessing.get_context("spawn")
-        theirs, commands = context.Pipe(duplex=False)
-        events, ours = context.Pipe(duplex=False)
-        self._process = context.Process(
-            target=serve, args=(worker, settings, theirs, ours), name=f"denoised {name}", daemon=True
+        self._ours, self._theirs = socket.socketpair()
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=serve, args=(worker, settings, self._theirs), name=f"denoised {name}", daemon=True
         )
-        try:
-            self._process.start()
-        except BaseException:
-            for end in (theirs, commands, events, ours):
-                end.close()
-            raise
-        # Closes our copies of the worker's ends: otherwise a dead worker never looks like the end of the pipe.
-        theirs.close()
-        ours.close()
-        self._threads = [
-            threading.Thread(target=self._write, args=(commands,), name=f"to {name}", daemon=True),
-            threading.Thread(target=self._read, args=(events,), name=f"from {name}", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._transport: asyncio.Transport
+        self._burial: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts the process; `ready` says when it is up."""
+        # Closes our copy of the worker's end: otherwise a dead worker never looks like the end of the stream.
+        with self._theirs:
+            self._transport, _ = await self._loop.create_connection(
+                lambda: Frames(lambda message: self._deliver(*message), self._disconnected.set), sock=self._ours
+            )
+            try:
+                self._process.start()
+            except BaseException:
+                self._transport.abort()
+                raise
+        self._burial = asyncio.create_task(self._bury(), name=f"end of {self.name}")
 
     async def submit(self, command: Command) -> AsyncGenerator[Event, None]:
-        if self._gone.is_set() or self._stopping:
+        if self._burial is None or self._gone.is_set() or self._stopping:
             raise self._lost()
         number = next(self._numbers)
         events = self._waiting[number] = Channel()
-        self._outbox.put((number, command))
+        self._send(number, command)
         try:
             async for event in events:
                 yield event
         finally:
             if self._waiting.pop(number, None) is not None:
-                self._outbox.put((number, None))
+                self._send(number, None)
 
     async def stop(self, grace: float) -> None:
         """Ends the process, by force if it has not gone after so many seconds."""
         self._stopping = True
-        self._outbox.put(None)
+        if self._burial is None:
+            return
+        if not self._transport.is_closing():
+            self._transport.write_eof()
         try:
             async with asyncio.timeout(grace):
                 await self._gone.wait()
         except TimeoutError:
             self._process.kill()
-            await self._gone.wait()
-        await asyncio.to_thread(self._join)
+        await self._burial
 
-    def _join(self) -> None:
-        for thread in self._threads:
-            thread.join()
+    def _send(self, number: int, command: Command | None) -> None:
+        if self._stopping or self._transport.is_closing():
+            return
+        # In one piece, so that it wakes the worker once.
+        self._transport.writelines(pack((number, command)))
 
-    def _write(self, pipe: Connection) -> None:
-        with pipe:
-            while (item := self._outbox.get()) is not None:
-                try:
-                    pipe.send(item)
-                except OSError:
-                    return
+    async def _bury(self) -> None:
+        """Waits for the process to end and for its last words; then tells those who wait for more."""
+        if sys.platform == "linux" and self._process.pid:
+            # A process that the worker has forked may hold the socket open; the death itself cannot be hidden.
+            exit_file = os.pidfd_open(self._process.pid)
+            self._loop.add_reader(exit_file, self._exited, exit_file)
+        await self._disconnected.wait()
+        await asyncio.to_thread(self._reap)
+        self._transport.abort()
+        self._lose()
 
-    def _read(self, pipe: Connection) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(pipe)
-            selector = stack.enter_context(selectors.DefaultSelector())
-            selector.register(pipe, selectors.EVENT_READ)
-            if sys.platform == "linux" and self._process.pid:
-                # A process that the worker has forked may hold the pipe open; the death itself cannot be hidden.
-                exit_file = os.pidfd_open(self._process.pid)
-                stack.callback(os.close, exit_file)
-                selector.register(exit_file, selectors.EVENT_READ)
-            try:
-                while any(key.fileobj is pipe for key, _ in selector.select()):
-                    self._loop.call_soon_threadsafe(self._deliver, *pipe.recv())
-            except (EOFError, OSError):
-                pass
+    def _exited(self, exit_file: int) -> None:
+        self._loop.remove_reader(exit_file)
+        os.close(exit_file)
+        self._loop.call_later(LAST_WORDS_SECONDS, self._disconnected.set)
+
+    def _reap(self) -> None:
         self._process.join(timeout=EXIT_SECONDS)
         self._process.kill()
         self._process.join()
-        self._outbox.put(None)
-        self._loop.call_soon_threadsafe(self._lose)
 
-    def _deliver(self, number: int, event: Event | End | Ready) -> None:
+    def _deliver(self, number: int, *events: Event | End | Ready) -> None:
+        for event in events:
+            self._take(number, event)
+
+    def _take(self, number: int, event: Event | End | Ready) -> None:
         if number == HANDSHAKE:
             if self.ready.done():
                 return

@@ -66,6 +66,7 @@ class LocalExecutor:
         link = self._links[name] = Link(name, self._worker, self._settings[name], died=self._deaths.put)
         try:
             async with asyncio.timeout(self._start_timeout):
+                await link.start()
                 ready = await asyncio.shield(link.ready)
         except BaseException as error:
             await link.stop(0)

@@ -169,8 +169,8 @@ class Engine:
         request = runner.request
         request.costs.calls += 1
         self.batches.counts["calls"] += 1
-        # What a request has changed is in force for its own calls only.
-        is_alone = request.alone or bool(runner.changes)
+        # What a request has changed is in force for its own calls only; and nobody joins one that is by itself.
+        is_alone = request.alone or bool(runner.changes) or (len(self._running) == 1 and not self._inbox)
         arguments = None if is_alone else joining.describe(method.parameters, args, kwargs)
         call = Call(method, args, kwargs, arguments, runner.changes, request.costs)
         runner.pending = Pending(_Waiting(runner, call), call.key, request.priority)

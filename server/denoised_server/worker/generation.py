@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from denoised import media
 from denoised.errors import (
@@ -33,6 +34,8 @@ from .quotation import quote
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Copied faster than another thread wakes up.
+RAW_BYTES = 1 << 20
 MISSHAPEN = re.compile(r"\b(shapes?|sizes?|dimensions?|channels|dtype)\b")
 
 
@@ -40,11 +43,13 @@ class Steps:
     """Counts denoising steps of one request, across the stages of its pipeline.
 
     Steps are those of the request's own noise schedulers, which every family has; how many there will be is said by the
-    progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none.
+    progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none. The first step and
+    the last are always told, those between no more often than every `interval` seconds.
     """
 
-    def __init__(self, emit: Callable[[Progress], None], step_seconds: Observations) -> None:
-        self._emit, self._step_seconds = emit, step_seconds
+    def __init__(self, emit: Callable[[Progress], None], step_seconds: Observations, interval: float) -> None:
+        self._emit, self._step_seconds, self._interval = emit, step_seconds, interval
+        self._told = -math.inf
         self._done = self._before = self._calls = self._stage = 0
         self._last: float | None = None
 
@@ -75,7 +80,9 @@ class Steps:
         if self._last is not None:
             self._step_seconds.observe(now - self._last)
         self._last = now
-        self._emit(Progress(self._done, self._before + total))
+        if now - self._told >= self._interval or self._done == self._before + total:
+            self._told = now
+            self._emit(Progress(self._done, self._before + total))
 
 
 class _Bar:
@@ -105,11 +112,11 @@ class Generation:
         command: Generate,
         pipeline: DiffusionPipeline,
         device: torch.device,
-        emit: Callable[[Progress | Output], None],
+        emit: Callable[[Progress], None],
         step_seconds: Observations,
     ) -> None:
-        self._command, self._pipeline, self._device, self._emit = command, pipeline, device, emit
-        self._steps = Steps(emit, step_seconds)
+        self._command, self._pipeline, self._device = command, pipeline, device
+        self._steps = Steps(emit, step_seconds, command.progress_interval)
         self._generators: list[torch.Generator] = []
         self._arguments: dict[str, Any] = {}
         self._began = 0.0
@@ -137,26 +144,31 @@ class Generation:
         finally:
             self._run_seconds = time.perf_counter() - self._began
 
-    def encode(self, result: Any, costs: Costs) -> Finished:
-        """Encodes and emits each output; returns what else there is to say."""
+    def is_raw(self, result: Any) -> bool:
+        """Whether encoding it is copying a few numbers."""
+        values = _fields(result).values()
+        arrays = [value for value in values if isinstance(value, torch.Tensor | np.ndarray)]
+        return not any(_are_images(value) for value in values) and sum(array.nbytes for array in arrays) <= RAW_BYTES
+
+    def encode(self, result: Any, costs: Costs) -> Iterator[Output | Finished]:
+        """Encodes each output; ends with what else there is to say."""
         began = time.perf_counter()
         fields: dict[str, Plain] = {}
         returned = _fields(result)
         for name, value in returned.items():
-            images = isinstance(value, list | tuple) and value and all(isinstance(i, Image.Image) for i in value)
-            if images:
+            if _are_images(value):
                 for index, image in enumerate(value):
                     artifact = media.pack_image(image, self._command.media_type, self._command.quality)
-                    self._emit(Output(name, index, artifact, self._seed(index)))
-            elif isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+                    yield Output(name, index, artifact, self._seed(index))
+            elif isinstance(value, torch.Tensor | np.ndarray | np.generic):
                 packed = media.pack(value)
                 if isinstance(packed, Artifact):
-                    self._emit(Output(name, 0, packed, self._seed(0)))
+                    yield Output(name, 0, packed, self._seed(0))
                 else:
                     fields[name] = packed
             else:
                 fields[name] = media.pack(value)
-        return Finished(
+        yield Finished(
             run_seconds=self._run_seconds,
             device_seconds=costs.device_seconds,
             encode_seconds=time.perf_counter() - began,
@@ -247,6 +259,10 @@ def _fields(result: Any) -> dict[str, Any]:
         return dict(result)
     parts = result if isinstance(result, tuple | list) else (result,)
     return {f"output_{index}": part for index, part in enumerate(parts)}
+
+
+def _are_images(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Image.Image) for item in value)
 
 
 def _check_mask(arguments: Mapping[str, Any]) -> None:

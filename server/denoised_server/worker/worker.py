@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,16 +21,18 @@ import psutil
 import torch
 import transformers.utils.logging
 from denoised.errors import DenoisedError, InternalError, PipelineNotFoundError
+from denoised.values import Artifact, Plain
+from denoised_server.executor.child import Emit
 from denoised_server.messages import (
     Command,
     Derive,
     Done,
-    End,
     Event,
     Failed,
     Generate,
     Load,
     Loaded,
+    Output,
     Ready,
     Snapshot,
     Unload,
@@ -59,7 +61,6 @@ logger = logging.getLogger(__name__)
 LIBRARIES = ("diffusers", "torch", "transformers")
 # Seconds.
 RELEASE_PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-Emit = Callable[[Event | End], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -130,7 +131,11 @@ class Worker:
             case Unload():
                 self._unload_when_unused(task, command)
             case Generate():
-                self._media.submit(self._prepare, task, command)
+                if _is_plain(command.arguments):
+                    # A thread would take longer to wake than this takes.
+                    self._prepare(task, command)
+                else:
+                    self._media.submit(self._prepare, task, command)
             case Watch():
                 work = partial(self._answer, task, lambda: self._watch(task, command))
                 threading.Thread(target=work, name="watch", daemon=True).start()
@@ -150,23 +155,25 @@ class Worker:
         self._closed.set()
         self._engine.close()
 
-    def _answer(self, task: _Task, work: Callable[[], None]) -> None:
-        """Runs a command to its end, whatever that is: Rust libraries panic with more than Exceptions."""
+    def _answer(self, task: _Task, work: Callable[[], Sequence[Event]]) -> None:
+        """Runs a command to its end, whatever that is: Rust libraries panic with more than Exceptions.
+
+        `work` returns the last events: they leave with the end in one message.
+        """
         try:
             self._check_cancelled(task)
-            work()
+            last = work()
         except BaseException as raised:
-            error: BaseException | None = _bare(raised)
+            self._end(task, _bare(raised))
         else:
-            error = None
-        self._end(task, error)
+            self._end(task, None, *last)
 
-    def _end(self, task: _Task, error: BaseException | None = None) -> None:
+    def _end(self, task: _Task, error: BaseException | None, *last: Event) -> None:
         """`error` as `_bare` leaves it."""
         with self._lock:
             del self._tasks[task.number]
             unloads = self._unloads_now_due()
-        task.emit(Failed(error) if isinstance(error, DenoisedError) else Done())
+        task.emit(*last, Failed(error) if isinstance(error, DenoisedError) else Done())
         for unload in unloads:
             self._controls.submit(self._answer, unload, partial(self._unload, unload))
 
@@ -180,7 +187,7 @@ class Worker:
             raise PipelineNotFoundError(f"This worker holds no {pipeline}.")
         return live
 
-    def _load(self, task: _Task, command: Load) -> None:
+    def _load(self, task: _Task, command: Load) -> Sequence[Event]:
         error: BaseException | None = None
         try:
             live = self._loader.load(command.pipeline, command.recipe, task.emit, lambda: self._check_cancelled(task))
@@ -193,21 +200,21 @@ class Worker:
             self._report()
             raise error
         self._report()
-        task.emit(_loaded(live))
+        return (_loaded(live),)
 
-    def _derive(self, task: _Task, command: Derive) -> None:
+    def _derive(self, task: _Task, command: Derive) -> Sequence[Event]:
         source = self._find(command.source)
         live = self._loader.derive(command.pipeline, source, command.derivation, command.settings)
         self._register(task, command.pipeline, live)
         self._report()
-        task.emit(_loaded(live))
+        return (_loaded(live),)
 
-    def _update(self, task: _Task, command: Update) -> None:
+    def _update(self, task: _Task, command: Update) -> Sequence[Event]:
         live = self._loader.update(self._find(command.pipeline), command.settings)
         with self._lock:
             self._check_cancelled(task)
             self._pipelines[command.pipeline] = live
-        task.emit(_loaded(live))
+        return (_loaded(live),)
 
     def _register(self, task: _Task, pipeline: str, live: Live) -> None:
         with self._lock:
@@ -231,7 +238,7 @@ class Worker:
         self._unloads = [task for task in self._unloads if task not in due]
         return due
 
-    def _unload(self, task: _Task) -> None:
+    def _unload(self, task: _Task) -> Sequence[Event]:
         pipeline, freed = task.command.pipeline, 0
         with self._lock:
             # What is still being loaded is its load's to let go of, which was cancelled before this came.
@@ -241,10 +248,10 @@ class Worker:
             freed = released.freed_bytes
             _return_memory(released.modules)
         self._report()
-        task.emit(Unloaded(freed))
+        return (Unloaded(freed),)
 
     def _prepare(self, task: _Task, command: Generate) -> None:
-        """On a media thread: decodes what came, then hands the request to the engine."""
+        """Decodes what came, then hands the request to the engine."""
         try:
             self._check_cancelled(task)
             live = self._find(command.pipeline)
@@ -266,19 +273,25 @@ class Worker:
         self._end(task, error)
 
     def _finish(self, task: _Task, generation: Generation, request: Request, outcome: Outcome) -> None:
-        """On the engine's thread: passes what came out on to a media thread."""
-        error = outcome.error
-        if error is not None:
-            error = _bare(error if isinstance(error, Cancelled) else failure(error))
+        """On the engine's thread: encodes what came out there only where that takes less than waking another."""
+        if (error := outcome.error) is not None:
+            self._end(task, _bare(error if isinstance(error, Cancelled) else failure(error)))
+            return
 
-        def encode() -> None:
-            if error is not None:
-                raise error
-            task.emit(generation.encode(outcome.value, request.costs))
+        def encode() -> Sequence[Event]:
+            last: list[Event] = []
+            for event in generation.encode(outcome.value, request.costs):
+                if last and isinstance(event, Output):
+                    task.emit(last.pop())
+                last.append(event)
+            return last
 
-        self._media.submit(self._answer, task, encode)
+        if generation.is_raw(outcome.value):
+            self._answer(task, encode)
+        else:
+            self._media.submit(self._answer, task, encode)
 
-    def _watch(self, task: _Task, command: Watch) -> None:
+    def _watch(self, task: _Task, command: Watch) -> Sequence[Event]:
         last = None
         while True:
             self._check_cancelled(task)
@@ -311,6 +324,18 @@ class Worker:
             batch_sizes=self._engine.batches.sizes.histogram(),
             step_seconds=self._step_seconds.histogram(),
         )
+
+
+def _is_plain(value: Plain) -> bool:
+    """Whether there is no media to decode."""
+    match value:
+        case Artifact():
+            return False
+        case Mapping():
+            return all(map(_is_plain, value.values()))
+        case list() | tuple():
+            return all(map(_is_plain, value))
+    return True
 
 
 def _bare(error: BaseException) -> BaseException:
