@@ -6,11 +6,15 @@
     │   ├── UnknownArgumentError      the pipeline takes no argument of that name
     │   ├── InvalidMediaError         an image or tensor cannot be decoded
     │   ├── InvalidNoiseSchedulerError
-    │   └── PipelineRejectedError     diffusers itself refused the arguments
+    │   ├── PipelineRejectedError     diffusers itself refused the arguments
+    │   └── RequestKillsWorkerError   workers died whenever they ran it
     ├── PipelineError
     │   ├── PipelineNotFoundError (LookupError)
     │   ├── PipelineExistsError
     │   └── PipelineUnloadedError     it was unloaded while it was running
+    ├── GenerationError
+    │   ├── GenerationNotFoundError (LookupError)
+    │   └── GenerationCancelledError
     ├── LoadError (EnvironmentError, as diffusers raises)
     │   ├── RepoNotFoundError
     │   ├── SourceNotAllowedError
@@ -32,6 +36,7 @@
     ├── UnavailableError (ConnectionError)
     │   ├── WorkerLostError
     │   ├── ShuttingDownError
+    │   ├── JournalUnavailableError   what has to last cannot be written down
     │   └── DaemonUnreachableError    raised by clients; never sent
     ├── DeadlineExceededError (TimeoutError)
     ├── UnsupportedError (NotImplementedError)    raised by clients; never sent
@@ -125,6 +130,13 @@ class PipelineRejectedError(InvalidRequestError):
     reason = "PIPELINE_REJECTED"
 
 
+class RequestKillsWorkerError(InvalidRequestError):
+    """Workers died whenever they ran this request; the daemon refuses it for a while."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "REQUEST_KILLS_WORKER"
+
+
 class PipelineError(DenoisedError):
     """Something is wrong with a handle."""
 
@@ -148,6 +160,24 @@ class PipelineUnloadedError(PipelineError):
 
     code = "ABORTED"
     reason = "PIPELINE_UNLOADED"
+
+
+class GenerationError(DenoisedError):
+    """Something is wrong with a generation that was asked for by its name."""
+
+
+class GenerationNotFoundError(GenerationError, LookupError):
+    """No such generation, or its result is not kept any more."""
+
+    code = "NOT_FOUND"
+    reason = "GENERATION_NOT_FOUND"
+
+
+class GenerationCancelledError(GenerationError):
+    """It was cancelled by name."""
+
+    code = "ABORTED"
+    reason = "GENERATION_CANCELLED"
 
 
 class LoadError(DenoisedError, EnvironmentError):
@@ -284,6 +314,12 @@ class ShuttingDownError(UnavailableError):
     """The daemon takes no new work."""
 
     reason = "SHUTTING_DOWN"
+
+
+class JournalUnavailableError(UnavailableError):
+    """The daemon cannot write down what has to outlive it: its journal is locked, or its disk is full."""
+
+    reason = "JOURNAL_UNAVAILABLE"
 
 
 class DaemonUnreachableError(UnavailableError):

@@ -55,6 +55,7 @@ class _Build:
         self.worker = origin.worker if origin else ""
         # Who waits, and whether it would wait through an unload.
         self.waiting: dict[Handle, dict[Channel[LoadProgress], bool]] = {}
+        self.lingering: set[Channel[LoadProgress]] = set()
         self.begun: dict[Handle, Loaded | None] = {}
         self.progress: LoadProgress | None = None
         self.task: asyncio.Task[None]
@@ -103,11 +104,12 @@ class Builds:
         self._running: set[_Build] = set()
 
     async def follow(
-        self, handle: Handle, origin: Origin | None = None, *, lasting: bool = False
+        self, handle: Handle, origin: Origin | None = None, *, lasting: bool = False, linger: float = 0.0
     ) -> AsyncGenerator[LoadProgress, None]:
         """Ends when the handle's pipeline is live. Leaving early abandons its build, unless others wait for it too.
 
-        Who is `lasting` needs the pipeline once more even though it is to be unloaded.
+        Who is `lasting` needs the pipeline once more even though it is to be unloaded. Who leaves counts as waiting
+        for another `linger` seconds.
         """
         build = self._joinable(handle, origin) or self._begin(handle, origin)
         channel = Channel[LoadProgress]()
@@ -118,7 +120,11 @@ class Builds:
             async for progress in channel:
                 yield progress
         finally:
-            self._leave(build, handle, channel)
+            if linger and channel in build.waiting.get(handle, {}):
+                build.lingering.add(channel)
+                asyncio.get_running_loop().call_later(linger, self._leave, build, handle, channel)
+            else:
+                self._leave(build, handle, channel)
 
     def recipes_on(self, worker: str) -> list[Recipe]:
         """What a worker will hold."""
@@ -131,9 +137,11 @@ class Builds:
     def abandon(self, handle: Handle, error: DenoisedError, *, everyone: bool) -> None:
         """Ends all waiting for a handle with an error, or all but what is lasting."""
         for build in self._running:
-            for channel, lasting in build.waiting.get(handle, {}).items():
+            for channel, lasting in tuple(build.waiting.get(handle, {}).items()):
                 if everyone or not lasting:
                     channel.end(copy.copy(error))
+                    if channel in build.lingering:
+                        self._leave(build, handle, channel)
 
     async def stop(self) -> None:
         await self._background.stop()

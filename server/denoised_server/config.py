@@ -145,6 +145,13 @@ class Settings(BaseSettings):
     state_dir: Annotated[Path, Field(description="Directory for what outlives the daemon.")] = Field(
         default_factory=_state_dir
     )
+    journal: Annotated[
+        Literal["disk", ":memory:"],
+        Field(
+            description="Where the table of pipelines is kept: disk (in state_dir, so that handles outlive the daemon) "
+            "or :memory: (they end with it)."
+        ),
+    ] = "disk"
     memory_budget: Annotated[
         int | float | Auto,
         BeforeValidator(_budget),

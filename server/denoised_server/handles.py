@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from denoised.errors import InvalidFieldError, PipelineExistsError, PipelineNotFoundError
 
@@ -21,6 +22,19 @@ MAX_REQUEST_ID = 128
 REQUEST_MEMORY_SECONDS = 3600.0
 # Unloaded names are remembered so that an unload may be retried; the oldest are forgotten first.
 MAX_TOMBSTONES = 10_000
+# The fields of a handle that outlive the process.
+KEPT = (
+    "number",
+    "requested",
+    "recipe",
+    "source",
+    "ttl",
+    "create_time",
+    "last_use_time",
+    "request_id",
+    "pinned",
+    "loaded",
+)
 
 
 class State(StrEnum):
@@ -36,7 +50,9 @@ class Handle:
     """One pipeline that somebody holds. Times are seconds since the epoch.
 
     `requested` is the recipe as it was asked for, `recipe` the one that builds the same weights again. `worker` is
-    empty while no worker holds the weights. While `pins` is above 0 something is using it.
+    empty while no worker holds the weights. While `pins` is above 0 something is using it. One that is `pinned` never
+    expires, and is built again at once when it was lost. `is_claimed` says that some caller was told of it, `is_kept`
+    that it outlives this process.
     """
 
     name: str
@@ -48,14 +64,22 @@ class Handle:
     create_time: float
     last_use_time: float
     request_id: str = ""
+    pinned: bool = False
     state: State = State.LOADING
     worker: str = ""
     loaded: Loaded | None = None
     pins: int = 0
+    is_claimed: bool = False
+    is_kept: bool = False
+    noted_use_time: float = 0.0
 
     @property
     def expire_time(self) -> float:
         return self.last_use_time + self.ttl
+
+    def kept(self) -> dict[str, Any]:
+        """What outlives the process."""
+        return {name: getattr(self, name) for name in KEPT}
 
 
 class HandleTable:
@@ -88,6 +112,7 @@ class HandleTable:
         pipeline_id: str = "",
         request_id: str = "",
         source: str = "",
+        pinned: bool = False,
     ) -> Handle:
         """Returns a new handle, still LOADING.
 
@@ -122,7 +147,7 @@ class HandleTable:
             known.last_use_time = now
             return known
         self._last_number += 1
-        handle = Handle(name, self._last_number, recipe, recipe, source, ttl, now, now, request_id)
+        handle = Handle(name, self._last_number, recipe, recipe, source, ttl, now, now, request_id, pinned)
         self._handles[name] = handle
         self._tombstones.pop(name, None)
         if request_id:
@@ -162,16 +187,37 @@ class HandleTable:
         handle.recipe = replace(handle.recipe, settings=loaded.settings)
         handle.loaded = loaded
 
+    def restore(self, kept: Mapping[str, Mapping[str, Any]], unloaded: Iterable[str], now: float) -> None:
+        """Brings back what an earlier process kept. The pipelines are built again at their next use."""
+        for name, fields in sorted(kept.items(), key=lambda item: item[1]["number"]):
+            known = {field: value for field, value in fields.items() if field in KEPT}
+            handle = Handle(name=name, **known, state=State.ACTIVE, is_claimed=True, is_kept=True)
+            handle.noted_use_time = handle.last_use_time
+            self._handles[name] = handle
+            self._last_number = max(self._last_number, handle.number)
+            until = handle.create_time + REQUEST_MEMORY_SECONDS
+            if handle.request_id and until > now:
+                self._requests[handle.request_id] = name, until
+        self._tombstones.update(dict.fromkeys(unloaded))
+
+    def uses_to_note(self) -> dict[str, float]:
+        """When kept handles were used last, of those that were used since this was asked before."""
+        used = [handle for handle in self._handles.values() if handle.is_kept and _was_used(handle)]
+        for handle in used:
+            handle.noted_use_time = handle.last_use_time
+        return {handle.name: handle.last_use_time for handle in used}
+
     def lose(self, worker: str) -> None:
         """Records that a worker died: its handles stay, and are built again at their next use."""
         for handle in self._handles.values():
             if handle.worker == worker:
                 handle.worker = ""
 
-    def renew(self, name: str, *, now: float, ttl: float | None = None) -> Handle:
+    def renew(self, name: str, *, now: float, ttl: float | None = None, pinned: bool | None = None) -> Handle:
         ttl = None if ttl is None else self._check_ttl(ttl)
         handle = self.use(name, now=now)
         handle.ttl = handle.ttl if ttl is None else ttl
+        handle.pinned = handle.pinned if pinned is None else pinned
         return handle
 
     def expired(self, now: float) -> list[Handle]:
@@ -179,7 +225,7 @@ class HandleTable:
         return [
             handle
             for handle in self._handles.values()
-            if handle.state is State.ACTIVE and handle.pins == 0 and handle.expire_time <= now
+            if handle.state is State.ACTIVE and not (handle.pinned or handle.pins) and handle.expire_time <= now
         ]
 
     def remove(self, handle: Handle) -> None:
@@ -214,6 +260,10 @@ class HandleTable:
         if ttl < 1:
             raise InvalidFieldError.of("ttl", f"{ttl:g} s is too short.", hint="Send at least one second.")
         return min(ttl, self._max_ttl)
+
+
+def _was_used(handle: Handle) -> bool:
+    return handle.last_use_time > handle.noted_use_time
 
 
 def _means(handle: Handle, recipe: Recipe) -> bool:

@@ -10,7 +10,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from denoised.errors import PipelineUnloadedError, ShuttingDownError, WorkerLostError
+from denoised.errors import (
+    DenoisedError,
+    JournalUnavailableError,
+    PipelineUnloadedError,
+    ShuttingDownError,
+    WorkerLostError,
+)
 
 from . import placement, recipes
 from .background import Background
@@ -19,6 +25,7 @@ from .condition import Condition
 from .executor import Executor
 from .generations import GenerationEvent, Generations
 from .handles import PREFIX, Handle, HandleTable, State
+from .journal import Journal
 from .messages import (
     Derivation,
     Generate,
@@ -40,6 +47,10 @@ from .watchers import Change, Watchers
 logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 1.0
+# How long a load with a request_id goes on without its caller, who may only have lost the connection.
+REJOIN_SECONDS = 10.0
+# Between two tries to bring a pinned pipeline back.
+KEEP_LIVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,7 @@ class Lease:
     ttl: float | None = None
     pipeline_id: str = ""
     request_id: str = ""
+    pinned: bool = False
 
 
 class Pool:
@@ -67,13 +79,15 @@ class Pool:
         default_ttl: float = 86_400,
         max_ttl: float = 2_592_000,
         start_timeout: float = 120,
+        journal: Journal | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._executor = executor
         self._start_timeout = start_timeout
         self._observer = observer or Observer()
+        self._journal = journal or Journal()
         self._handles = HandleTable(default_ttl=default_ttl, max_ttl=max_ttl)
-        self._supervisor = Supervisor(executor, lost=self._handles.lose, changed=self._changed, observer=self._observer)
+        self._supervisor = Supervisor(executor, lost=self._lose, changed=self._changed, observer=self._observer)
         self._builds = Builds(
             executor, place=self._place, built=self._activate, dropped=self._drop, observer=self._observer
         )
@@ -89,6 +103,7 @@ class Pool:
         )
         self._updates = Updates(executor, bring_back=self._bring_back, missing=self._miss, updated=self._update_handle)
         self._unloads: dict[Handle, asyncio.Task[int]] = {}
+        self._keeping: dict[Handle, asyncio.Task[JournalUnavailableError | None]] = {}
         self._watchers = Watchers()
         self._changes = Condition()
         self._views: Mapping[str, PipelineView] | None = None
@@ -99,9 +114,11 @@ class Pool:
     # Life
 
     async def start(self) -> None:
-        """Returns when every worker is ready. Raises what the executor raised."""
+        """Returns when every worker is ready, with what the journal kept. Raises what the executor raised."""
+        self._handles.restore(await self._journal.pipelines(), await self._journal.unloaded(), time.time())
         await self._supervisor.start()
         self._background.spawn(self._expire_for_ever(), name="expiry")
+        self._keep_pinned_live()
 
     @property
     def is_serving(self) -> bool:
@@ -135,17 +152,25 @@ class Pool:
         await self._builds.stop()
         await self._background.stop()
         await self._supervisor.stop()
+        await self._note_uses()
+        await self._journal.close()
 
     # Pipelines
 
     async def load(self, spec: Spec, lease: Lease) -> AsyncGenerator[LoadProgress | PipelineView, None]:
-        """Yields the progress, then the pipeline. Closing it early abandons the load unless others wait for it."""
+        """Yields the progress, then the pipeline, once the journal has it.
+
+        Closing it early abandons the load, unless others wait for it or its request_id is sent again soon.
+        """
         await self._wait_for_id(lease)
         handle = self._open(Recipe(spec), lease)
-        if not handle.worker:
-            async with aclosing(self._builds.follow(handle)) as progress:
-                async for event in progress:
-                    yield event
+        linger = REJOIN_SECONDS if handle.request_id else 0.0
+        with self._claimed(handle, linger):
+            if not handle.worker:
+                async with aclosing(self._builds.follow(handle, linger=linger)) as progress:
+                    async for event in progress:
+                        yield event
+            await self._keep(handle)
         yield self.get(handle.name)
 
     async def derive(self, source: str, derivation: Derivation, lease: Lease) -> PipelineView:
@@ -161,8 +186,10 @@ class Pool:
 
     async def _derive(self, origin: Handle, derivation: Derivation, lease: Lease) -> Handle:
         handle = self._open(recipes.derive(origin.recipe, derivation), lease, source=origin.name)
-        if not handle.worker:
-            await self._finish(self._builds.follow(handle, Origin(origin.worker, origin.name, derivation)))
+        with self._claimed(handle, 0.0):
+            if not handle.worker:
+                await self._finish(self._builds.follow(handle, Origin(origin.worker, origin.name, derivation)))
+            await self._keep(handle)
         return handle
 
     async def update(self, name: str, change: SettingsChange) -> PipelineView:
@@ -176,6 +203,7 @@ class Pool:
     async def _update(self, handle: Handle, change: SettingsChange) -> None:
         with self._pinned(handle):
             await self._updates.update(handle, change)
+            await self._rewrite(handle)
 
     def get(self, name: str) -> PipelineView:
         return self._view_all()[self._handles.get(name).name]
@@ -196,9 +224,11 @@ class Pool:
         finally:
             self._watchers.unsubscribe(changes)
 
-    def renew(self, name: str, ttl: float | None) -> PipelineView:
-        handle = self._handles.renew(name, now=time.time(), ttl=ttl)
+    async def renew(self, name: str, ttl: float | None, pinned: bool | None = None) -> PipelineView:
+        handle = self._handles.renew(name, now=time.time(), ttl=ttl, pinned=pinned)
         self._changed()
+        await self._rewrite(handle)
+        self._keep_pinned_live()
         return self.get(handle.name)
 
     async def unload(self, name: str, *, force: bool = False) -> int:
@@ -273,6 +303,7 @@ class Pool:
             pipeline_id=lease.pipeline_id,
             request_id=lease.request_id,
             source=source,
+            pinned=lease.pinned,
         )
         self._changed()
         return handle
@@ -302,6 +333,68 @@ class Pool:
             for record in self._supervisor.workers.values()
         ]
         return placement.choose(recipe, candidates)
+
+    async def _keep(self, handle: Handle) -> None:
+        """Returns when the journal has the handle. One that it cannot have is let go of again."""
+        if handle.is_kept:
+            return
+        # One for all callers, and to its end whoever leaves: until then nobody knows what the journal has.
+        task = self._keeping.get(handle)
+        if task is None:
+            task = self._keeping[handle] = self._background.spawn(self._write(handle), name=f"entry of {handle.name}")
+            task.add_done_callback(lambda _: self._keeping.pop(handle))
+        if (error := await asyncio.shield(task)) is not None:
+            raise error
+
+    async def _rewrite(self, handle: Handle) -> None:
+        """Returns when the journal has what changed. One that is being loaded gets there as it will be."""
+        if (writing := self._keeping.get(handle)) is not None:
+            await asyncio.shield(writing)
+        if handle.is_kept:
+            await self._journal.keep_pipeline(handle.name, handle.kept())
+
+    async def _write(self, handle: Handle) -> JournalUnavailableError | None:
+        noted = handle.last_use_time
+        try:
+            await self._journal.keep_pipeline(handle.name, handle.kept())
+        except JournalUnavailableError as error:
+            if handle in self._handles:
+                self._unload_soon(handle)
+            return error
+        handle.is_kept, handle.noted_use_time = True, noted
+        return None
+
+    @contextmanager
+    def _claimed(self, handle: Handle, linger: float) -> Iterator[None]:
+        """A handle that none of its callers waited for is nobody's, and goes; after so many seconds."""
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            asyncio.get_running_loop().call_later(linger, self._drop_unclaimed, handle)
+            raise
+        handle.is_claimed = True
+
+    def _drop_unclaimed(self, handle: Handle) -> None:
+        if handle in self._handles and handle.state is State.ACTIVE and not (handle.is_claimed or self._is_draining):
+            self._unload_soon(handle)
+
+    def _keep_pinned_live(self) -> None:
+        for handle in self._handles:
+            if handle.pinned and not handle.worker and handle.state is State.ACTIVE:
+                self._background.spawn(self._keep_live(handle), name=f"return of {handle.name}")
+
+    async def _keep_live(self, handle: Handle) -> None:
+        while handle in self._handles and handle.pinned and not handle.worker and not self._is_draining:
+            try:
+                with self._pinned(handle):
+                    await self._bring_back(handle)
+            except DenoisedError as error:
+                logger.error("%s is pinned and could not be brought back: %s", handle.name, error)
+                await asyncio.sleep(KEEP_LIVE_SECONDS)
+
+    def _lose(self, worker: str) -> None:
+        self._handles.lose(worker)
+        self._keep_pinned_live()
 
     def _activate(self, handle: Handle, worker: str, loaded: Loaded) -> None:
         self._handles.activate(handle, worker=worker, loaded=loaded, now=time.time())
@@ -347,9 +440,11 @@ class Pool:
             self._builds.abandon(handle, _unloaded(handle), everyone=False)
         handle.state = State.UNLOADING
         self._changed()
-        await self._changes.until(lambda: handle.pins == 0 and not self._builds.involves(handle))
+        await self._changes.until(lambda: self._is_free(handle))
         freed = 0
         if handle in self._handles:
+            if handle.is_kept:
+                await self._forget(handle)
             try:
                 if handle.worker:
                     freed = (await answer(self._executor, handle.worker, Unload(handle.name), Unloaded)).freed_bytes
@@ -360,10 +455,30 @@ class Pool:
         logger.info("%s is unloaded; %d bytes were freed", handle.name, freed)
         return freed
 
+    def _is_free(self, handle: Handle) -> bool:
+        return not (handle.pins or self._builds.involves(handle) or handle in self._keeping)
+
+    async def _forget(self, handle: Handle) -> None:
+        """Before the worker lets go: what could not be forgotten would be back after a restart."""
+        try:
+            await self._journal.forget_pipeline(handle.name)
+        except JournalUnavailableError:
+            handle.state = State.ACTIVE
+            self._changed()
+            raise
+
     async def _expire_for_ever(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
             self.expire(time.time())
+            await self._note_uses()
+
+    async def _note_uses(self) -> None:
+        if uses := self._handles.uses_to_note():
+            try:
+                await self._journal.note_uses(uses)
+            except JournalUnavailableError as error:
+                logger.error("the last uses of %d pipelines are not kept: %s", len(uses), error)
 
     def _view_all(self) -> Mapping[str, PipelineView]:
         if self._views is None:

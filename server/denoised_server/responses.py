@@ -76,6 +76,7 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         expire_time=timestamp(view.expire_time),
         settings=_settings(view.recipe.settings),
         noise_scheduler=_noise_scheduler(loaded.noise_scheduler if loaded else None),
+        pinned=view.pinned,
     )
 
 

@@ -29,6 +29,7 @@ from .background import Background
 from .config import Settings, SettingsError
 from .executor.local import WORKER, LocalExecutor
 from .interceptors import ErrorInterceptor
+from .journal import Journal, JournalError
 from .messages import WorkerSettings
 from .metrics import Metrics, MetricsServer
 from .pool import Pool
@@ -67,7 +68,7 @@ def main(
     except SettingsError as error:
         sys.stderr.write(f"denoised: {error}\n")
         return 2
-    except (StartError, DenoisedError) as error:
+    except (StartError, JournalError, DenoisedError) as error:
         sys.stderr.write(f"denoised: {error}\n")
         return 1
     return 0
@@ -85,6 +86,8 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
         port = _bind(server, settings)
         metrics_server = _serve_metrics(metrics, settings.metrics_address)
         stack.callback(metrics_server.stop)
+        state_dir = settings.state_dir.expanduser().absolute()
+        journal = Journal(state_dir if settings.journal == "disk" else None)
         pool = Pool(
             LocalExecutor(workers, start_timeout=settings.start_timeout, worker=worker),
             max_running=settings.max_running,
@@ -93,6 +96,7 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
             default_ttl=min(settings.default_ttl, settings.max_ttl),
             max_ttl=settings.max_ttl,
             start_timeout=settings.start_timeout,
+            journal=journal,
             observer=metrics,
         )
         stack.push_async_callback(pool.stop)

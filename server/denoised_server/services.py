@@ -83,7 +83,9 @@ class PipelineService(PipelineServiceServicer):
         self, request: pipeline_pb.RenewPipelineRequest, context: Any
     ) -> pipeline_pb.RenewPipelineResponse:
         return pipeline_pb.RenewPipelineResponse(
-            pipeline=responses.pipeline(self._pool.renew(request.name, requests.ttl(request)))
+            pipeline=responses.pipeline(
+                await self._pool.renew(request.name, requests.ttl(request), requests.pinned(request))
+            )
         )
 
     async def UnloadPipeline(

@@ -41,6 +41,7 @@ class PipelineView:
     create_time: float
     last_use_time: float
     expire_time: float
+    pinned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ def _view(
         create_time=handle.create_time,
         last_use_time=handle.last_use_time,
         expire_time=handle.expire_time,
+        pinned=handle.pinned,
     )
 
 

@@ -721,7 +721,7 @@ async def test_a_lease_that_runs_out_unloads_unless_the_pipeline_is_used(pool: P
 
 async def test_renewing_sets_the_lease_anew(pool: Pool) -> None:
     view = await load(pool, ttl=60)
-    renewed = pool.renew(view.name, 600)
+    renewed = await pool.renew(view.name, 600)
     assert renewed.expire_time - renewed.last_use_time == pytest.approx(600)
 
 
@@ -744,7 +744,7 @@ async def test_a_watch_begins_with_what_there_is_and_goes_on_with_what_changes(p
         second = await load(pool)
         assert (await until(ChangeKind.ADDED, second.name)).state is State.LOADING
         assert (await until(ChangeKind.MODIFIED, first.name)).shared_bytes == WEIGHT_BYTES
-        pool.renew(first.name, 5)
+        await pool.renew(first.name, 5)
         assert (await until(ChangeKind.MODIFIED, first.name)).expire_time < second.expire_time
         await pool.unload(second.name)
         await until(ChangeKind.REMOVED, second.name)
@@ -759,7 +759,7 @@ async def test_a_watcher_who_does_not_keep_up_is_told_so(pool: Pool, monkeypatch
         for _ in range(2):
             await anext(quick)
         for ttl in range(10, 20):
-            pool.renew(view.name, ttl)
+            await pool.renew(view.name, ttl)
             assert (await anext(quick)).kind is ChangeKind.MODIFIED
         with pytest.raises(WatchLaggedError):
             await anext(slow)

@@ -80,6 +80,14 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """RESOURCE_EXHAUSTED: the client has reached one of its quotas, which `metadata["quota"]` names; google.rpc.RetryInfo
     says when to try again where waiting helps.
     """
+    ERROR_REASON_REQUEST_KILLS_WORKER: _ErrorReason.ValueType  # 35
+    """FAILED_PRECONDITION: workers died whenever they ran this request; it is refused for a while."""
+    ERROR_REASON_JOURNAL_UNAVAILABLE: _ErrorReason.ValueType  # 36
+    """UNAVAILABLE: the daemon cannot write down what has to outlive it; google.rpc.RetryInfo says when to try again."""
+    ERROR_REASON_GENERATION_NOT_FOUND: _ErrorReason.ValueType  # 37
+    """NOT_FOUND: no such generation, or its result is not kept any more."""
+    ERROR_REASON_GENERATION_CANCELLED: _ErrorReason.ValueType  # 38
+    """ABORTED: the generation was cancelled with CancelGeneration."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -144,4 +152,12 @@ ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 42
 """RESOURCE_EXHAUSTED: the client has reached one of its quotas, which `metadata["quota"]` names; google.rpc.RetryInfo
 says when to try again where waiting helps.
 """
+ERROR_REASON_REQUEST_KILLS_WORKER: ErrorReason.ValueType  # 35
+"""FAILED_PRECONDITION: workers died whenever they ran this request; it is refused for a while."""
+ERROR_REASON_JOURNAL_UNAVAILABLE: ErrorReason.ValueType  # 36
+"""UNAVAILABLE: the daemon cannot write down what has to outlive it; google.rpc.RetryInfo says when to try again."""
+ERROR_REASON_GENERATION_NOT_FOUND: ErrorReason.ValueType  # 37
+"""NOT_FOUND: no such generation, or its result is not kept any more."""
+ERROR_REASON_GENERATION_CANCELLED: ErrorReason.ValueType  # 38
+"""ABORTED: the generation was cancelled with CancelGeneration."""
 global___ErrorReason = ErrorReason

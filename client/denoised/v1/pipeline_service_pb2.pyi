@@ -129,6 +129,7 @@ class Pipeline(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     LAST_USE_TIME_FIELD_NUMBER: builtins.int
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
     name: builtins.str
@@ -153,6 +154,8 @@ class Pipeline(google.protobuf.message.Message):
     """Output only. Where its weights are: the lowest tier of its components."""
     generation_count: builtins.int
     """Output only. Generations it is running or has waiting."""
+    pinned: builtins.bool
+    """Output only. Whether it never expires, and is built again at once when it was lost."""
     @property
     def spec(self) -> global___PipelineSpec:
         """Output only. What was loaded, with the revision resolved."""
@@ -179,7 +182,7 @@ class Pipeline(google.protobuf.message.Message):
 
     @property
     def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Output only. When it is unloaded unless it is used or renewed before then."""
+        """Output only. When it is unloaded unless it is used or renewed before then. Means nothing while it is `pinned`."""
 
     @property
     def settings(self) -> global___PipelineSettings:
@@ -209,11 +212,12 @@ class Pipeline(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         last_use_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        pinned: builtins.bool = ...,
         settings: global___PipelineSettings | None = ...,
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "parameters", b"parameters", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
 
 global___Pipeline = Pipeline
 
@@ -500,6 +504,7 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     TTL_FIELD_NUMBER: builtins.int
     PIPELINE_ID_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
     pipeline_id: builtins.str
     """Id of the handle, chosen by the caller: 1 to 63 lower-case letters, digits and hyphens, starting with a letter.
     Defaults to one that cannot be guessed. A live handle with this id and the same spec is returned as it is; with
@@ -507,8 +512,13 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     """
     request_id: builtins.str
     """Chosen by the caller, at most 128 characters, best a UUID. Sending the same one again joins the first load, or
-    returns its handle. A load whose lost connection the daemon has noticed is abandoned; the same request_id then waits
-    until nothing of it is left, and starts a new load. Remembered for an hour. Defaults to none.
+    returns its handle. A load whose caller left goes on for ten seconds, so that the caller may come back with the same
+    request_id; after that it is abandoned, and the request_id waits until nothing of it is left, and starts a new load.
+    Remembered for an hour. Defaults to none.
+    """
+    pinned: builtins.bool
+    """Whether it never expires, and is built again at once when its worker or the daemon has died, instead of at its next
+    use. Defaults to false.
     """
     @property
     def spec(self) -> global___PipelineSpec:
@@ -527,9 +537,10 @@ class LoadPipelineRequest(google.protobuf.message.Message):
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
         pipeline_id: builtins.str = ...,
         request_id: builtins.str = ...,
+        pinned: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["pipeline_id", b"pipeline_id", "request_id", b"request_id", "spec", b"spec", "ttl", b"ttl"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "spec", b"spec", "ttl", b"ttl"]) -> None: ...
 
 global___LoadPipelineRequest = LoadPipelineRequest
 
@@ -654,11 +665,14 @@ class DerivePipelineRequest(google.protobuf.message.Message):
     TTL_FIELD_NUMBER: builtins.int
     PIPELINE_ID_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
     source: builtins.str
     """Required. The pipeline whose components to use, in the form "pipelines/{id}"."""
     pipeline_id: builtins.str
     """As in LoadPipelineRequest."""
     request_id: builtins.str
+    """As in LoadPipelineRequest."""
+    pinned: builtins.bool
     """As in LoadPipelineRequest."""
     @property
     def derivation(self) -> global___Derivation:
@@ -676,9 +690,10 @@ class DerivePipelineRequest(google.protobuf.message.Message):
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
         pipeline_id: builtins.str = ...,
         request_id: builtins.str = ...,
+        pinned: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["derivation", b"derivation", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["derivation", b"derivation", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "source", b"source", "ttl", b"ttl"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["derivation", b"derivation", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "source", b"source", "ttl", b"ttl"]) -> None: ...
 
 global___DerivePipelineRequest = DerivePipelineRequest
 
@@ -864,8 +879,11 @@ class RenewPipelineRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     TTL_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Required. The pipeline's name."""
+    pinned: builtins.bool
+    """Whether it never expires, as in LoadPipelineRequest. Defaults to what it was."""
     @property
     def ttl(self) -> google.protobuf.duration_pb2.Duration:
         """How long the handle stays after its last use, from now on. Defaults to what it was; bounds as in
@@ -877,9 +895,11 @@ class RenewPipelineRequest(google.protobuf.message.Message):
         *,
         name: builtins.str = ...,
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
+        pinned: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "ttl", b"ttl"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_pinned", b"_pinned", "pinned", b"pinned", "ttl", b"ttl"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_pinned", b"_pinned", "name", b"name", "pinned", b"pinned", "ttl", b"ttl"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_pinned", b"_pinned"]) -> typing.Literal["pinned"] | None: ...
 
 global___RenewPipelineRequest = RenewPipelineRequest
 
