@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format generate bench clean
+.PHONY: help demo serve test check format generate polyglot bench clean
 
 help: ## say what the targets are
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,9 +32,11 @@ check: $(READY) $(GENERATOR_READY) ## lint, types, import rules, protos, generat
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy protos/generate.py client/unasync.py tests
+	$(BIN)/mypy protos/generate.py protos/breaking.py protos/document.py client/unasync.py tests
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
+	$(BIN)/python protos/breaking.py
+	$(BIN)/python protos/document.py --check
 	PATH=$(abspath $(GENERATOR))/bin:$$PATH $(GENERATOR)/bin/python protos/generate.py --check
 	$(BIN)/python client/unasync.py --check
 
@@ -42,15 +44,21 @@ format: $(READY) ## put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: $(READY) $(GENERATOR_READY) ## write client/denoised/v1 from the protos, and the sync SDK from the async one
+generate: $(READY) $(GENERATOR_READY) ## write what is generated: client/denoised/v1, docs/api.md, the sync SDK
 	PATH=$(abspath $(GENERATOR))/bin:$$PATH $(GENERATOR)/bin/python protos/generate.py
+	$(BIN)/python protos/document.py
 	$(BIN)/python client/unasync.py
+
+polyglot: $(READY) ## build the clients in Go, TypeScript and C++, and run them against a live daemon
+	deploy/tools.sh polyglot
+	$(BIN)/python -m pytest -m tools tests/polyglot
 
 bench: $(READY) ## run the benchmarks; they print ratios
 	$(BIN)/python -m tests.benchmarks
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(GENERATOR) out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GENERATOR) .tools client/go/build client/cpp/build client/typescript/build \
+		client/typescript/node_modules out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
