@@ -103,3 +103,12 @@ class Daemon:
     def metric(self, name: str) -> float:
         """Sum over the labels of a metric."""
         return sum(value for key, value in self.metrics().items() if key.partition("{")[0] == name)
+
+    def metric_of(self, name: str, **labels: str) -> float:
+        """Sum over those series of a metric that have these labels."""
+        wanted = {f"{key}={value}" for key, value in labels.items()}
+        return sum(
+            value
+            for key, value in self.metrics().items()
+            if key.partition("{")[0] == name and wanted <= set(key.partition("{")[2].rstrip("}").split(","))
+        )
