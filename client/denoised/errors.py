@@ -9,6 +9,7 @@
     │   ├── PipelineRejectedError     diffusers itself refused the arguments
     │   └── RequestKillsWorkerError   workers died whenever they ran it
     ├── PipelineError
+    │   ├── AdapterNotFoundError (LookupError)    the pipeline has no adapter of that name
     │   ├── PipelineNotFoundError (LookupError)
     │   ├── PipelineExistsError
     │   └── PipelineUnloadedError     it was unloaded while it was running
@@ -19,7 +20,8 @@
     │   ├── RepoNotFoundError
     │   ├── SourceNotAllowedError
     │   ├── NotAPipelineError
-    │   └── DamagedWeightsError
+    │   ├── DamagedWeightsError
+    │   └── AdapterMismatchError      the adapter does not fit the pipeline
     ├── TaskNotSupportedError (ValueError, as diffusers raises)
     ├── AccessError (PermissionError)
     │   ├── UnauthenticatedError      no token, or one that the daemon does not know
@@ -141,6 +143,13 @@ class PipelineError(DenoisedError):
     """Something is wrong with a handle."""
 
 
+class AdapterNotFoundError(PipelineError, LookupError):
+    """The pipeline has no adapter of this name."""
+
+    code = "NOT_FOUND"
+    reason = "ADAPTER_NOT_FOUND"
+
+
 class PipelineNotFoundError(PipelineError, LookupError):
     """No such pipeline, or it expired."""
 
@@ -213,6 +222,13 @@ class DamagedWeightsError(LoadError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_WEIGHTS"
+
+
+class AdapterMismatchError(LoadError):
+    """The adapter was made for weights of another shape or family, or cannot be loaded as things are."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "ADAPTER_MISMATCH"
 
 
 class TaskNotSupportedError(DenoisedError, ValueError):

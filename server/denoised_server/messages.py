@@ -100,6 +100,43 @@ class Recipe:
     settings: PipelineSettings = PipelineSettings()
 
 
+# Adapters
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """Names the file of an adapter; without `weight_name` the one that diffusers would choose."""
+
+    repo_id: str
+    weight_name: str = ""
+    subfolder: str = ""
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCall:
+    """One call of a diffusers method that changes a pipeline's adapters, such as "load_lora_weights".
+
+    `sources` has its files, `arguments` everything else by name; components are named by their role.
+    """
+
+    method: str
+    sources: tuple[AdapterSource, ...] = ()
+    arguments: Mapping[str, Plain] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA that one request uses: a loaded one by name, or one from elsewhere.
+
+    `scale` is a number, or numbers by component and block as `set_adapters` takes them.
+    """
+
+    name: str = ""
+    source: AdapterSource | None = None
+    scale: Plain = 1.0
+
+
 # Commands. `pipeline` is a handle, "pipelines/{id}".
 
 
@@ -138,7 +175,8 @@ class Generate:
 
     `arguments` are those of `__call__` by name, without generators, `output_type` and `return_dict`. `seeds` has one
     element or one per image; it is empty when `generators` (device, state) are given. `progress_interval` is the
-    shortest time between two Progress events, in seconds.
+    shortest time between two Progress events, in seconds. `adapters` are those to use instead of the pipeline's own;
+    None leaves the pipeline's as they are.
     """
 
     pipeline: str
@@ -152,6 +190,7 @@ class Generate:
     priority: int = 0
     noise_scheduler: NoiseScheduler | None = None
     progress_interval: float = 0.0
+    adapters: tuple[Adapter, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

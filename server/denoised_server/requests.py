@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 
 from denoised.errors import InvalidFieldError
 from denoised.units import from_duration
-from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_pb2
+from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2
 from denoised.values import DTYPES, Artifact, Plain, artifact_from_proto, from_proto
 
 from .arguments import merge
 from .messages import (
+    Adapter,
+    AdapterSource,
     ComponentSource,
     Derivation,
     Generate,
@@ -25,6 +28,7 @@ from .updates import Change
 
 # Of the texts that say what to load.
 MAX_LENGTH = 1024
+MAX_ADAPTERS = 32
 TASKS: Mapping[int, str] = {
     pipeline_service_pb2.TASK_UNSPECIFIED: "",
     pipeline_service_pb2.TASK_TEXT_TO_IMAGE: "text-to-image",
@@ -121,6 +125,7 @@ def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
         noise_scheduler=_noise_scheduler(request.noise_scheduler, "noise_scheduler")
         if request.HasField("noise_scheduler")
         else None,
+        adapters=_adapters(request),
     )
 
 
@@ -130,6 +135,55 @@ def _noise_scheduler(message: artifact_pb2.NoiseScheduler, field: str) -> NoiseS
         _text(message.class_name, f"{field}.class_name"),
         None if config is None else {name: _value(value, f"{field}.config[{name}]") for name, value in config.items()},
         {name: _value(value, f"{field}.overrides[{name}]") for name, value in message.overrides.items()},
+    )
+
+
+def _adapters(request: generation_service_pb2.GenerateRequest) -> tuple[Adapter, ...] | None:
+    if not request.HasField("adapters"):
+        return None
+    chosen = request.adapters.adapters
+    if len(chosen) > MAX_ADAPTERS:
+        raise InvalidFieldError.of(
+            "adapters", f"there are {len(chosen):,}.", hint=f"Send at most {MAX_ADAPTERS}, or fuse some."
+        )
+    return tuple(_adapter(message, f"adapters[{index}]") for index, message in enumerate(chosen))
+
+
+def _adapter(message: adapter_pb2.Adapter, field: str) -> Adapter:
+    scale: Plain = 1.0
+    if message.HasField("scale"):
+        scale = adapter_scale(_value(message.scale, f"{field}.scale"), f"{field}.scale")
+    match message.WhichOneof("kind"):
+        case "name":
+            return Adapter(_text(message.name, f"{field}.name"), scale=scale)
+        case "source":
+            return Adapter(source=adapter_source(message.source, f"{field}.source"), scale=scale)
+    raise InvalidFieldError.of(field, "it is empty.", hint="Set a name or a source.")
+
+
+def adapter_source(message: adapter_pb2.AdapterSource, field: str) -> AdapterSource:
+    _check_repo_id(message.repo_id, f"{field}.repo_id")
+    return AdapterSource(
+        message.repo_id,
+        _text(message.weight_name, f"{field}.weight_name"),
+        _text(message.subfolder, f"{field}.subfolder"),
+        _text(message.revision, f"{field}.revision"),
+    )
+
+
+def adapter_scale(value: Plain, field: str) -> Plain:
+    """Numbers, by component and block where there are several. Raises InvalidFieldError for anything else."""
+    match value:
+        case bool():
+            pass
+        case int() | float() if math.isfinite(value):
+            return value
+        case list() | tuple():
+            return [adapter_scale(item, field) for item in value]
+        case Mapping():
+            return {name: adapter_scale(item, f"{field}[{name[:64]}]") for name, item in value.items()}
+    raise InvalidFieldError.of(
+        field, "it is no finite number.", hint="Send a number, or numbers by component and block."
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from denoised import media
 from denoised_server.messages import (
+    Adapter,
     Command,
     Derivation,
     Derive,
@@ -89,11 +90,18 @@ class Driver:
         return unloaded.freed_bytes
 
     def generate(
-        self, name: str, *, seed: int = 0, forbid: bool = False, output_type: str = "np", **arguments: object
+        self,
+        name: str,
+        *,
+        seed: int = 0,
+        forbid: bool = False,
+        output_type: str = "np",
+        adapters: tuple[Adapter, ...] | None = None,
+        **arguments: object,
     ) -> Running:
         packed = {key: media.pack(value) for key, value in arguments.items()}
         return self.start(
-            Generate(name, packed, seeds=(seed,), output_type=output_type, forbid_batching=forbid),
+            Generate(name, packed, seeds=(seed,), output_type=output_type, forbid_batching=forbid, adapters=adapters),
         )
 
     def snapshot(self) -> Snapshot:

@@ -88,6 +88,12 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """NOT_FOUND: no such generation, or its result is not kept any more."""
     ERROR_REASON_GENERATION_CANCELLED: _ErrorReason.ValueType  # 38
     """ABORTED: the generation was cancelled with CancelGeneration."""
+    ERROR_REASON_ADAPTER_NOT_FOUND: _ErrorReason.ValueType  # 32
+    """NOT_FOUND: the pipeline has no adapter of this name."""
+    ERROR_REASON_ADAPTER_MISMATCH: _ErrorReason.ValueType  # 33
+    """FAILED_PRECONDITION: the adapter was made for weights of another shape or family, or cannot be loaded as things
+    are.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -160,4 +166,10 @@ ERROR_REASON_GENERATION_NOT_FOUND: ErrorReason.ValueType  # 37
 """NOT_FOUND: no such generation, or its result is not kept any more."""
 ERROR_REASON_GENERATION_CANCELLED: ErrorReason.ValueType  # 38
 """ABORTED: the generation was cancelled with CancelGeneration."""
+ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 32
+"""NOT_FOUND: the pipeline has no adapter of this name."""
+ERROR_REASON_ADAPTER_MISMATCH: ErrorReason.ValueType  # 33
+"""FAILED_PRECONDITION: the adapter was made for weights of another shape or family, or cannot be loaded as things
+are.
+"""
 global___ErrorReason = ErrorReason

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from denoised.v1 import adapter_pb2 as denoised_dot_v1_dot_adapter__pb2
 from denoised.v1 import artifact_pb2 as denoised_dot_v1_dot_artifact__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$denoised/v1/generation_service.proto\x12\x0b\x64\x65noised.v1\x1a\x1a\x64\x65noised/v1/artifact.proto\x1a\x1egoogle/protobuf/duration.proto\"\xc7\x04\n\x0fGenerateRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x13\n\x06prompt\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\x03 \x01(\tH\x01\x88\x01\x01\x12$\n\x05image\x18\x04 \x01(\x0b\x32\x15.denoised.v1.Artifact\x12)\n\nmask_image\x18\x05 \x01(\x0b\x32\x15.denoised.v1.Artifact\x12\'\n\x08sampling\x18\x06 \x01(\x0b\x32\x15.denoised.v1.Sampling\x12>\n\targuments\x18\x07 \x03(\x0b\x32+.denoised.v1.GenerateRequest.ArgumentsEntry\x12)\n\x06output\x18\x08 \x01(\x0b\x32\x19.denoised.v1.OutputFormat\x12\'\n\x08\x62\x61tching\x18\t \x01(\x0e\x32\x15.denoised.v1.Batching\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x34\n\x0fnoise_scheduler\x18\x0b \x01(\x0b\x32\x1b.denoised.v1.NoiseScheduler\x12\x34\n\x11progress_interval\x18\x14 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x44\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01\x42\t\n\x07_promptB\x12\n\x10_negative_prompt\"\xcf\x02\n\x08Sampling\x12\x13\n\x06height\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\x08strength\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\"\n\x15num_images_per_prompt\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\r\n\x05seeds\x18\x07 \x03(\x04\x12*\n\ngenerators\x18\x08 \x03(\x0b\x32\x16.denoised.v1.GeneratorB\t\n\x07_heightB\x08\n\x06_widthB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x0b\n\t_strengthB\x18\n\x16_num_images_per_prompt\"*\n\tGenerator\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\x0c\"Y\n\x0cOutputFormat\x12\x13\n\x0boutput_type\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x14\n\x07quality\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_quality\"\xbd\x01\n\x10GenerateResponse\x12%\n\x06queued\x18\x01 \x01(\x0b\x32\x13.denoised.v1.QueuedH\x00\x12)\n\x08progress\x18\x02 \x01(\x0b\x32\x15.denoised.v1.ProgressH\x00\x12%\n\x06output\x18\x03 \x01(\x0b\x32\x13.denoised.v1.OutputH\x00\x12\'\n\x07summary\x18\x04 \x01(\x0b\x32\x14.denoised.v1.SummaryH\x00\x42\x07\n\x05\x65vent\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"8\n\x08Progress\x12\x17\n\x0f\x63ompleted_steps\x18\x01 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x05\"k\n\x06Output\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\'\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32\x15.denoised.v1.Artifact\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xe6\x03\n\x07Summary\x12\x31\n\x0equeue_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0crun_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x64\x65vice_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x65ncode_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ncall_count\x18\x05 \x01(\x05\x12\x19\n\x11joined_call_count\x18\x06 \x01(\x05\x12\x1b\n\x13max_joined_requests\x18\x07 \x01(\x05\x12\r\n\x05seeds\x18\x08 \x03(\x04\x12*\n\ngenerators\x18\t \x03(\x0b\x32\x16.denoised.v1.Generator\x12\x30\n\x06\x66ields\x18\n \x03(\x0b\x32 .denoised.v1.Summary.FieldsEntry\x12\x13\n\x0b\x66ield_names\x18\x0b \x03(\t\x1a\x41\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01*M\n\x08\x42\x61tching\x12\x18\n\x14\x42\x41TCHING_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x42\x41TCHING_ALLOW\x10\x01\x12\x13\n\x0f\x42\x41TCHING_FORBID\x10\x02\x32^\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.denoised.v1.GenerateRequest\x1a\x1d.denoised.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$denoised/v1/generation_service.proto\x12\x0b\x64\x65noised.v1\x1a\x19\x64\x65noised/v1/adapter.proto\x1a\x1a\x64\x65noised/v1/artifact.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf8\x04\n\x0fGenerateRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x13\n\x06prompt\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\x03 \x01(\tH\x01\x88\x01\x01\x12$\n\x05image\x18\x04 \x01(\x0b\x32\x15.denoised.v1.Artifact\x12)\n\nmask_image\x18\x05 \x01(\x0b\x32\x15.denoised.v1.Artifact\x12\'\n\x08sampling\x18\x06 \x01(\x0b\x32\x15.denoised.v1.Sampling\x12>\n\targuments\x18\x07 \x03(\x0b\x32+.denoised.v1.GenerateRequest.ArgumentsEntry\x12)\n\x06output\x18\x08 \x01(\x0b\x32\x19.denoised.v1.OutputFormat\x12\'\n\x08\x62\x61tching\x18\t \x01(\x0e\x32\x15.denoised.v1.Batching\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x34\n\x0fnoise_scheduler\x18\x0b \x01(\x0b\x32\x1b.denoised.v1.NoiseScheduler\x12\x34\n\x11progress_interval\x18\x14 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x08\x61\x64\x61pters\x18\x0e \x01(\x0b\x32\x1d.denoised.v1.AdapterSelection\x1a\x44\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01\x42\t\n\x07_promptB\x12\n\x10_negative_prompt\"\xcf\x02\n\x08Sampling\x12\x13\n\x06height\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\x08strength\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\"\n\x15num_images_per_prompt\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\r\n\x05seeds\x18\x07 \x03(\x04\x12*\n\ngenerators\x18\x08 \x03(\x0b\x32\x16.denoised.v1.GeneratorB\t\n\x07_heightB\x08\n\x06_widthB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x0b\n\t_strengthB\x18\n\x16_num_images_per_prompt\"*\n\tGenerator\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\x0c\"Y\n\x0cOutputFormat\x12\x13\n\x0boutput_type\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x14\n\x07quality\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_quality\"\xbd\x01\n\x10GenerateResponse\x12%\n\x06queued\x18\x01 \x01(\x0b\x32\x13.denoised.v1.QueuedH\x00\x12)\n\x08progress\x18\x02 \x01(\x0b\x32\x15.denoised.v1.ProgressH\x00\x12%\n\x06output\x18\x03 \x01(\x0b\x32\x13.denoised.v1.OutputH\x00\x12\'\n\x07summary\x18\x04 \x01(\x0b\x32\x14.denoised.v1.SummaryH\x00\x42\x07\n\x05\x65vent\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"8\n\x08Progress\x12\x17\n\x0f\x63ompleted_steps\x18\x01 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x05\"k\n\x06Output\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\'\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32\x15.denoised.v1.Artifact\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xe6\x03\n\x07Summary\x12\x31\n\x0equeue_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0crun_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x64\x65vice_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x65ncode_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ncall_count\x18\x05 \x01(\x05\x12\x19\n\x11joined_call_count\x18\x06 \x01(\x05\x12\x1b\n\x13max_joined_requests\x18\x07 \x01(\x05\x12\r\n\x05seeds\x18\x08 \x03(\x04\x12*\n\ngenerators\x18\t \x03(\x0b\x32\x16.denoised.v1.Generator\x12\x30\n\x06\x66ields\x18\n \x03(\x0b\x32 .denoised.v1.Summary.FieldsEntry\x12\x13\n\x0b\x66ield_names\x18\x0b \x03(\t\x1a\x41\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01*M\n\x08\x42\x61tching\x12\x18\n\x14\x42\x41TCHING_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x42\x41TCHING_ALLOW\x10\x01\x12\x13\n\x0f\x42\x41TCHING_FORBID\x10\x02\x32^\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.denoised.v1.GenerateRequest\x1a\x1d.denoised.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,30 +38,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST_ARGUMENTSENTRY']._serialized_options = b'8\001'
   _globals['_SUMMARY_FIELDSENTRY']._loaded_options = None
   _globals['_SUMMARY_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_BATCHING']._serialized_start=2048
-  _globals['_BATCHING']._serialized_end=2125
-  _globals['_GENERATEREQUEST']._serialized_start=114
-  _globals['_GENERATEREQUEST']._serialized_end=697
-  _globals['_GENERATEREQUEST_ARGUMENTSENTRY']._serialized_start=598
-  _globals['_GENERATEREQUEST_ARGUMENTSENTRY']._serialized_end=666
-  _globals['_SAMPLING']._serialized_start=700
-  _globals['_SAMPLING']._serialized_end=1035
-  _globals['_GENERATOR']._serialized_start=1037
-  _globals['_GENERATOR']._serialized_end=1079
-  _globals['_OUTPUTFORMAT']._serialized_start=1081
-  _globals['_OUTPUTFORMAT']._serialized_end=1170
-  _globals['_GENERATERESPONSE']._serialized_start=1173
-  _globals['_GENERATERESPONSE']._serialized_end=1362
-  _globals['_QUEUED']._serialized_start=1364
-  _globals['_QUEUED']._serialized_end=1390
-  _globals['_PROGRESS']._serialized_start=1392
-  _globals['_PROGRESS']._serialized_end=1448
-  _globals['_OUTPUT']._serialized_start=1450
-  _globals['_OUTPUT']._serialized_end=1557
-  _globals['_SUMMARY']._serialized_start=1560
-  _globals['_SUMMARY']._serialized_end=2046
-  _globals['_SUMMARY_FIELDSENTRY']._serialized_start=1981
-  _globals['_SUMMARY_FIELDSENTRY']._serialized_end=2046
-  _globals['_GENERATIONSERVICE']._serialized_start=2127
-  _globals['_GENERATIONSERVICE']._serialized_end=2221
+  _globals['_BATCHING']._serialized_start=2124
+  _globals['_BATCHING']._serialized_end=2201
+  _globals['_GENERATEREQUEST']._serialized_start=141
+  _globals['_GENERATEREQUEST']._serialized_end=773
+  _globals['_GENERATEREQUEST_ARGUMENTSENTRY']._serialized_start=674
+  _globals['_GENERATEREQUEST_ARGUMENTSENTRY']._serialized_end=742
+  _globals['_SAMPLING']._serialized_start=776
+  _globals['_SAMPLING']._serialized_end=1111
+  _globals['_GENERATOR']._serialized_start=1113
+  _globals['_GENERATOR']._serialized_end=1155
+  _globals['_OUTPUTFORMAT']._serialized_start=1157
+  _globals['_OUTPUTFORMAT']._serialized_end=1246
+  _globals['_GENERATERESPONSE']._serialized_start=1249
+  _globals['_GENERATERESPONSE']._serialized_end=1438
+  _globals['_QUEUED']._serialized_start=1440
+  _globals['_QUEUED']._serialized_end=1466
+  _globals['_PROGRESS']._serialized_start=1468
+  _globals['_PROGRESS']._serialized_end=1524
+  _globals['_OUTPUT']._serialized_start=1526
+  _globals['_OUTPUT']._serialized_end=1633
+  _globals['_SUMMARY']._serialized_start=1636
+  _globals['_SUMMARY']._serialized_end=2122
+  _globals['_SUMMARY_FIELDSENTRY']._serialized_start=2057
+  _globals['_SUMMARY_FIELDSENTRY']._serialized_end=2122
+  _globals['_GENERATIONSERVICE']._serialized_start=2203
+  _globals['_GENERATIONSERVICE']._serialized_end=2297
 # @@protoc_insertion_point(module_scope)

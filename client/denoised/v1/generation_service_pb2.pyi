@@ -5,6 +5,7 @@ isort:skip_file
 
 import builtins
 import collections.abc
+import denoised.v1.adapter_pb2
 import denoised.v1.artifact_pb2
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
@@ -85,6 +86,7 @@ class GenerateRequest(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
     PROGRESS_INTERVAL_FIELD_NUMBER: builtins.int
+    ADAPTERS_FIELD_NUMBER: builtins.int
     pipeline: builtins.str
     """Required. The pipeline to run, in the form "pipelines/{id}"."""
     prompt: builtins.str
@@ -127,6 +129,12 @@ class GenerateRequest(google.protobuf.message.Message):
         which tells each step. Negative counts as zero.
         """
 
+    @property
+    def adapters(self) -> denoised.v1.adapter_pb2.AdapterSelection:
+        """LoRAs to use in place of those of the pipeline. Requests with the same ones, at the same scales, are joined with
+        each other. Unset leaves the pipeline's in force.
+        """
+
     def __init__(
         self,
         *,
@@ -142,9 +150,10 @@ class GenerateRequest(google.protobuf.message.Message):
         priority: builtins.int = ...,
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
         progress_interval: google.protobuf.duration_pb2.Duration | None = ...,
+        adapters: denoised.v1.adapter_pb2.AdapterSelection | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_negative_prompt", b"_negative_prompt"]) -> typing.Literal["negative_prompt"] | None: ...
     @typing.overload

@@ -30,7 +30,8 @@ class GenerationServiceStub:
     The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
     next step. Requests on pipelines that share components are joined step by step into common batches, which changes
     an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
-    INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM,
+    INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
+    NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
     DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
     has to be rebuilt those of LoadPipeline.
     """
@@ -47,7 +48,8 @@ class GenerationServiceAsyncStub:
     The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
     next step. Requests on pipelines that share components are joined step by step into common batches, which changes
     an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
-    INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM,
+    INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
+    NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
     DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
     has to be rebuilt those of LoadPipeline.
     """
@@ -66,7 +68,8 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
         next step. Requests on pipelines that share components are joined step by step into common batches, which changes
         an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
-        INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM,
+        INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
+        NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
         DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
         has to be rebuilt those of LoadPipeline.
         """

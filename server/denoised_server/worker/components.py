@@ -59,6 +59,10 @@ class ComponentStore:
             held = self._held[digest] = Held(digest, module, weight_bytes(module), {user})
             return held
 
+    def get(self, digest: str) -> Held | None:
+        with self._lock:
+            return self._held.get(digest)
+
     def find(self, module: nn.Module) -> Held | None:
         with self._lock:
             return next((held for held in self._held.values() if held.module is module), None)
@@ -72,6 +76,14 @@ class ComponentStore:
                 if not held.users:
                     gone.append(self._held.pop(digest))
         return gone
+
+    def drop(self, digest: str) -> Held | None:
+        """Lets go of a component that pipelines have used and can do without; None when it is not held."""
+        with self._lock:
+            return self._held.pop(digest, None)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._held
 
     def snapshot(self) -> tuple[HeldComponent, ...]:
         with self._lock:

@@ -19,6 +19,9 @@ from torch import nn
 from . import joining
 from .overlay import Overlay
 
+# What `watch` leaves on a module.
+MARKS = ("_denoised_methods", "forward", "encode", "decode", "set_attn_processor", "_diffusers_hook")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:

@@ -16,9 +16,10 @@ from denoised.errors import (
     SourceNotAllowedError,
 )
 from denoised_server import demo
+from denoised_server.messages import AdapterSource
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import CONNECTED_PIPES_KEYS
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from yaml import YAMLError
@@ -26,6 +27,7 @@ from yaml import YAMLError
 logger = logging.getLogger(__name__)
 
 EMBEDDED = {"demo": demo.CHECKPOINT}
+ADAPTER_NAMES = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -71,6 +73,48 @@ class Sources:
         if not (folder / "config.json").is_file():
             raise NotAPipelineError(f"There is no component in {subfolder or '.'!r} of {repo_id!r}: no config.json.")
         return Source(folder, source.revision)
+
+    def adapter(self, wanted: AdapterSource) -> Source:
+        """The file of an adapter, by itself; one of safetensors, since it may come from anybody."""
+        name = wanted.weight_name
+        if name and not name.endswith(".safetensors"):
+            raise InvalidFieldError.of(
+                "weight_name", f"{name[:100]!r} is no safetensors file.", hint="Convert the adapter to safetensors."
+            )
+        source = self._local(wanted.repo_id)
+        if source is None:
+            return self._download_adapter(wanted)
+        folder = (source.folder / wanted.subfolder).resolve()
+        path = (folder / (name or _likely_adapter(file.name for file in folder.glob("*.safetensors")))).resolve()
+        if not path.is_relative_to(source.folder.resolve()):
+            self._check_allowed(path, f"{wanted.repo_id}/{wanted.subfolder}/{name}")
+        if not path.is_file():
+            raise RepoNotFoundError(
+                f"There is no adapter {name or '*.safetensors'!r} in {wanted.subfolder or '.'!r} of "
+                f"{wanted.repo_id!r}.",
+                hint="Check repo_id, subfolder and weight_name.",
+            )
+        return Source(path)
+
+    def _download_adapter(self, wanted: AdapterSource) -> Source:
+        repo_id, revision = wanted.repo_id, wanted.revision or None
+        _check_repo_id(repo_id)
+        try:
+            name = wanted.weight_name
+            if not name:
+                files = HfApi().list_repo_files(repo_id, revision=revision)
+                folder = f"{wanted.subfolder}/" if wanted.subfolder else ""
+                inside = (file.removeprefix(folder) for file in files if file.startswith(folder))
+                name = _likely_adapter(file for file in inside if "/" not in file and file.endswith(".safetensors"))
+            path = Path(hf_hub_download(repo_id, name, subfolder=wanted.subfolder or None, revision=revision))
+        except (OSError, HFValidationError, ValueError) as error:
+            logger.debug("download of an adapter from %s failed", repo_id, exc_info=True)
+            raise RepoNotFoundError(
+                f"The adapter in {repo_id!r} cannot be had: {type(error).__name__}.",
+                hint="Check its name, revision, subfolder and weight_name, whether it is gated, and the daemon's "
+                "network.",
+            ) from None
+        return Source(path, next((part.name for part in path.parents if part.parent.name == "snapshots"), ""))
 
     def _local(self, repo_id: str) -> Source | None:
         if repo_id in EMBEDDED:
@@ -123,12 +167,7 @@ class Sources:
             )
 
     def _download(self, repo_id: str, *, revision: str, variant: str, use_safetensors: bool | None) -> Source:
-        if not REPO_ID.fullmatch(repo_id):
-            raise InvalidFieldError.of(
-                "spec.repo_id",
-                f"{repo_id[:100]!r} is neither a repository id nor an absolute directory.",
-                hint='Write "owner/name", or a directory from its root.',
-            )
+        _check_repo_id(repo_id)
         try:
             folder = DiffusionPipeline.download(
                 repo_id,
@@ -145,3 +184,18 @@ class Sources:
             ) from None
         path = Path(folder)
         return Source(path, path.name if path.parent.name == "snapshots" else "")
+
+
+def _check_repo_id(repo_id: str) -> None:
+    if not REPO_ID.fullmatch(repo_id):
+        raise InvalidFieldError.of(
+            "spec.repo_id",
+            f"{repo_id[:100]!r} is neither a repository id nor an absolute directory.",
+            hint='Write "owner/name", or a directory from its root.',
+        )
+
+
+def _likely_adapter(names: Iterable[str]) -> str:
+    """The file that diffusers would load where none is named: its own name for it, or one that is no checkpoint's."""
+    found = sorted(name for name in names if not any(word in name for word in ("scheduler", "optimizer", "checkpoint")))
+    return next((name for name in found if name in ADAPTER_NAMES), found[0] if found else ADAPTER_NAMES[0])

@@ -41,9 +41,12 @@ from denoised_server.messages import (
     Watch,
     WorkerSettings,
 )
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from . import host_memory, noise_schedulers, overlay, signature
+from .adaptation import Adaptation
+from .adapters import Adapted, AdapterStore
 from .batches import Outcome
 from .components import ComponentStore
 from .configuration import with_noise_scheduler
@@ -72,6 +75,7 @@ class _Task:
     emit: Emit
     is_cancelled: bool = False
     request: Request | None = None
+    adapted: Adapted | None = None
 
 
 class Worker:
@@ -82,6 +86,9 @@ class Worker:
         # Loading is reported to callers; bars on the daemon's terminal are nobody's.
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
+        # They warn of each component that an adapter has no weights for.
+        for name in ("diffusers.loaders", "transformers.integrations.peft"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         overlay.install()
         self._construction = construction = Construction()
         construction.install()
@@ -92,6 +99,7 @@ class Worker:
         self._store, self._ledger = ComponentStore(), Ledger(int(budget))
         sources = Sources(settings.allow_dirs)
         self._loader = Loader(self._store, self._ledger, sources, construction, self._device)
+        self._adapters = AdapterStore(self._store, self._ledger, sources, construction)
         self._engine = Engine(construction, max_joined=settings.max_joined, device=self._device)
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
@@ -102,6 +110,8 @@ class Worker:
         self._unloads: list[_Task] = []
         self._closed = threading.Event()
         self._loads = ThreadPoolExecutor(1, "load")
+        # Apart from the others: a request whose adapter is being fetched keeps nobody waiting but those with others.
+        self._adapting = ThreadPoolExecutor(1, "adapters")
         self._controls = ThreadPoolExecutor(1, "control")
         self._media = ThreadPoolExecutor(2, "media")
 
@@ -131,7 +141,9 @@ class Worker:
             case Unload():
                 self._unload_when_unused(task, command)
             case Generate():
-                if _is_plain(command.arguments):
+                if command.adapters is not None:
+                    self._adapting.submit(self._prepare, task, command)
+                elif _is_plain(command.arguments):
                     # A thread would take longer to wake than this takes.
                     self._prepare(task, command)
                 else:
@@ -170,6 +182,9 @@ class Worker:
 
     def _end(self, task: _Task, error: BaseException | None, *last: Event) -> None:
         """`error` as `_bare` leaves it."""
+        if task.adapted is not None:
+            # The engine, whose thread this may be, never waits for adapters that are being made.
+            self._adapting.submit(self._adapters.unpin, task.adapted)
         with self._lock:
             del self._tasks[task.number]
             unloads = self._unloads_now_due()
@@ -245,17 +260,18 @@ class Worker:
             is_held = self._pipelines.pop(pipeline, None) is not None
         if is_held:
             released = self._loader.release(pipeline)
+            self._adapters.hold(pipeline, None)
+            self._adapters.prune()
             freed = released.freed_bytes
             _return_memory(released.modules)
         self._report()
         return (Unloaded(freed),)
 
     def _prepare(self, task: _Task, command: Generate) -> None:
-        """Decodes what came, then hands the request to the engine."""
+        """Decodes what came, sees to the adapters, then hands the request to the engine."""
         try:
             self._check_cancelled(task)
-            live = self._find(command.pipeline)
-            pipeline = live.pipeline
+            pipeline = self._adapted(task, command)
             if command.noise_scheduler is not None:
                 with self._construction.turn():
                     pipeline = with_noise_scheduler(pipeline, command.noise_scheduler)
@@ -271,6 +287,15 @@ class Worker:
             self._engine.submit(request)
             return
         self._end(task, error)
+
+    def _adapted(self, task: _Task, command: Generate) -> DiffusionPipeline:
+        """The pipeline with the adapters that the request asks for."""
+        live = self._find(command.pipeline)
+        if command.adapters is None:
+            return live.pipeline
+        adaptation = Adaptation().using(command.adapters, self._adapters.find)
+        task.adapted = self._adapters.adapt(live.pipeline, adaptation, command.pipeline)
+        return task.adapted.pipeline
 
     def _finish(self, task: _Task, generation: Generation, request: Request, outcome: Outcome) -> None:
         """On the engine's thread: encodes what came out there only where that takes less than waking another."""
