@@ -10,6 +10,7 @@ A daemon holds the pipelines: start one with `denoised serve`, and name one else
 """
 
 from . import errors
+from .adapter import Adapter
 from .auto_pipeline import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from .client import Client, default_client
 from .description import Component, Memory
@@ -30,6 +31,7 @@ from .stream import Stream
 from .version import __version__
 
 __all__ = [
+    "Adapter",
     "AutoPipelineForImage2Image",
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",

@@ -64,7 +64,9 @@ def _message(adapter: Adapter | str, loaded: Sequence[str]) -> adapter_pb2.Adapt
     if isinstance(adapter, str):
         adapter = Adapter(adapter)
     if not isinstance(adapter, Adapter):
-        raise InvalidFieldError.of("adapters", f"a {type(adapter).__name__} is no adapter.", hint="Use denoised.Adapter.")
+        raise InvalidFieldError.of(
+            "adapters", f"a {type(adapter).__name__} is no adapter.", hint="Use denoised.Adapter."
+        )
     message = adapter_pb2.Adapter(scale=to_proto(checked_scale(adapter.scale, "adapters")))
     if isinstance(adapter.source, str) and adapter.source in loaded:
         message.name = adapter.source

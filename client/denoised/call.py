@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import arguments
+from . import adapter, arguments
+from .adapter import Adapters
 from .errors import InternalError, InvalidFieldError, UnsupportedError
 from .progress import DenoisingBar
 from .result import PipelineOutput, assemble
@@ -35,6 +36,7 @@ class Call:
         seed: int | Sequence[int] | None,
         media_type: str,
         quality: int | None,
+        adapters: Adapters | None,
         target: str,
     ) -> None:
         named = arguments.by_name(parameters, positional, keywords)
@@ -52,6 +54,8 @@ class Call:
         )
         if self._callback is None:
             self.request.progress_interval.CopyFrom(to_duration(BAR_SECONDS))
+        if adapters is not None:
+            self.request.adapters.CopyFrom(adapter.select(adapters, ()))
         arguments.add_seeds(self.request, seed)
         self._generators: tuple[Any, ...] = ()
         if (generator := named.pop("generator", None)) is not None:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from .. import description
+from ..adapter import Adapters
 from ..call import Call
 from ..description import Component, Memory
 from ..errors import DenoisedError
@@ -56,6 +57,7 @@ class AsyncPipeline:
         seed: int | Sequence[int] | None = ...,
         media_type: str = ...,
         quality: int | None = ...,
+        adapters: Adapters | None = ...,
         return_dict: Literal[True] = ...,
         **kwargs: Any,
     ) -> PipelineOutput: ...
@@ -72,6 +74,7 @@ class AsyncPipeline:
         seed: int | Sequence[int] | None = None,
         media_type: str = "",
         quality: int | None = None,
+        adapters: Adapters | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs the pipeline.
@@ -93,6 +96,8 @@ class AsyncPipeline:
             media_type: How PIL images travel: "image/png", "image/jpeg", "image/webp" or "application/x-ndarray" (raw
                 pixels). Defaults to what is fastest without loss.
             quality: Quality of JPEG and WebP, from 1 to 100. Defaults to 90.
+            adapters: LoRAs for this call in place of those of the pipeline: `denoised.Adapter`s, names of loaded ones,
+                or names with their scales. An empty list switches the pipeline's off.
             **kwargs: Arguments by name.
 
         Returns:
@@ -115,6 +120,7 @@ class AsyncPipeline:
             seed=seed,
             media_type=media_type,
             quality=quality,
+            adapters=adapters,
             target=self._client.target,
         )
         config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}

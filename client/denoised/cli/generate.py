@@ -14,7 +14,17 @@ from PIL import Image
 from ..errors import DenoisedError
 from ..result import PipelineOutput
 from .console import print_json
-from .options import DefaultTarget, Json, Target, Token, check_writable, connect, fail, parse_assignments
+from .options import (
+    DefaultTarget,
+    Json,
+    Target,
+    Token,
+    check_writable,
+    connect,
+    fail,
+    parse_adapters,
+    parse_assignments,
+)
 
 
 class Batching(enum.StrEnum):
@@ -85,6 +95,15 @@ def generate(
             rich_help_panel="Sampling",
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA for this run alone, and how strong it is: a repository, a directory or a loaded one's name; "
+            "a file of it as REPO/FILE.safetensors. Repeatable.",
+            metavar="REPO[:SCALE]",
+            rich_help_panel="Sampling",
+        ),
+    ] = None,
     batching: Annotated[
         Batching,
         typer.Option(help="forbid gives the bits that diffusers gives alone.", rich_help_panel="Running"),
@@ -132,7 +151,14 @@ def generate(
     with connect(target, token) as client:
         pipe = client.pipeline(name)
         pipe.set_progress_bar_config(disable=None)
-        result = pipe(batching=batching.value, priority=priority, timeout=timeout, seed=seeds, **arguments)
+        result = pipe(
+            batching=batching.value,
+            priority=priority,
+            timeout=timeout,
+            seed=seeds,
+            adapters=parse_adapters(lora),
+            **arguments,
+        )
     written = _write(result.images, output)
     if json:
         print_json(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from ..adapter import Adapter
 from ..channel import (
     CA_VARIABLE,
     CLIENT_CERT_VARIABLE,
@@ -162,6 +163,24 @@ def parse_assignments(items: Sequence[str] | None, option: str) -> dict[str, Any
         except json.JSONDecodeError:
             values[name] = text
     return values
+
+
+def parse_adapters(items: Sequence[str] | None) -> list[Adapter] | None:
+    """ "repo:scale" items. Raises typer.BadParameter for a scale that is none."""
+    if not items:
+        return None
+    adapters = []
+    for item in items:
+        source, colon, scale = item.rpartition(":")
+        source = source if colon else item
+        folder, _, name = source.rpartition("/")
+        if not name.endswith(".safetensors"):
+            folder, name = source, ""
+        try:
+            adapters.append(Adapter(folder, float(scale) if colon else 1.0, weight_name=name))
+        except ValueError as error:
+            raise typer.BadParameter(f"{scale!r} is no number.", param_hint="--lora") from error
+    return adapters
 
 
 def check_writable(path: Path) -> None:
