@@ -69,7 +69,7 @@ def test_requests_with_different_adapters_at_once(
 ) -> None:
     chosen: list[dict[str, float]] = [{}, {"a": 1.0}, {"a": 1.0}, {"a": 0.4, "b": 1.0}, {"b": 0.6}, {}]
 
-    def ask(index: int) -> denoised.PipelineOutput:
+    def ask(index: int) -> Any:
         adapters = [Adapter(loras, scale, weight_name=f"{n}.safetensors") for n, scale in chosen[index].items()]
         return remote(f"a cat {index}", seed=index, adapters=adapters or None, batching=batching, **ASKED)
 

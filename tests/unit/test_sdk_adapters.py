@@ -21,7 +21,11 @@ def taken(selection: adapter_pb2.AdapterSelection) -> tuple[messages.Adapter, ..
 
 
 def test_what_is_given_arrives() -> None:
-    given = [Adapter("owner/style", 0.5, weight_name="x.safetensors"), "loaded", Adapter("loaded", {"unet": 1})]
+    given: list[Adapter | str] = [
+        Adapter("owner/style", 0.5, weight_name="x.safetensors"),
+        "loaded",
+        Adapter("loaded", {"unet": 1}),
+    ]
     source = messages.AdapterSource("owner/style", "x.safetensors")
     assert taken(adapter.select(given, ["loaded"])) == (
         messages.Adapter(source=source, scale=0.5),
