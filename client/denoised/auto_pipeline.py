@@ -37,8 +37,8 @@ class _AutoPipeline:
             client: The daemon to use. Defaults to the one that DENOISED_TARGET names.
             **kwargs: `torch_dtype` or `dtype` (a torch.dtype or its name; float32 by default), `variant`, `revision`,
                 `use_safetensors`; `ttl` (how long it stays after its last use: seconds or "1h"), `pipeline_id`,
-                `request_id`, `timeout`; and replacements of components and constructor options by name, such as
-                `safety_checker=None`, `requires_safety_checker=False`. Naming `controlnet` selects the ControlNet
+                `request_id`, `shared`, `timeout`; and replacements of components and constructor options by name, such
+                as `safety_checker=None`, `requires_safety_checker=False`. Naming `controlnet` selects the ControlNet
                 class, as in diffusers.
 
         Returns:
@@ -63,7 +63,7 @@ class _AutoPipeline:
 
         Args:
             pipeline: A pipeline of this package. Either may be unloaded first.
-            **kwargs: `ttl`, `pipeline_id`, `request_id`, `timeout`, and replacements as in `from_pretrained`.
+            **kwargs: `ttl`, `pipeline_id`, `request_id`, `shared`, `timeout`, and replacements as in `from_pretrained`.
                 `controlnet=None` removes a ControlNet.
 
         Returns:

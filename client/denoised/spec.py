@@ -48,9 +48,10 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "use_auth_token": ((None, False), "Log in to the Hub where the daemon runs."),
 }
 LOAD_ARGUMENTS = (
-    "torch_dtype", "dtype", "variant", "revision", "use_safetensors", "ttl", "pipeline_id", "request_id", "timeout",
+    "torch_dtype", "dtype", "variant", "revision", "use_safetensors", "ttl", "pipeline_id", "request_id", "shared",
+    "timeout",
 )  # fmt: skip
-DERIVE_ARGUMENTS = ("ttl", "pipeline_id", "request_id", "timeout")
+DERIVE_ARGUMENTS = ("ttl", "pipeline_id", "request_id", "shared", "timeout")
 
 
 def suggest(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:

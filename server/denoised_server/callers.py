@@ -47,6 +47,10 @@ class Caller:
     def may(self, scope: Scope) -> bool:
         return self.is_admin or scope in self.scopes
 
+    def sees(self, owner: str, *, shared: bool) -> bool:
+        """Whether what belongs to `owner` exists for it."""
+        return shared or self.owns(owner)
+
     def owns(self, owner: str) -> bool:
         """Whether it may change and remove what belongs to `owner`."""
         return self.is_admin or self.name == owner

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from denoised.errors import InvalidFieldError, PipelineExistsError, PipelineNotFoundError
+from denoised.errors import InvalidFieldError, NotOwnerError, PipelineExistsError, PipelineNotFoundError
 
+from .callers import DAEMON, Caller
 from .messages import Loaded, Recipe
 from .paging import page
 from .recipes import identity, resolve
@@ -33,6 +34,8 @@ KEPT = (
     "last_use_time",
     "request_id",
     "pinned",
+    "owner",
+    "shared",
     "loaded",
 )
 
@@ -52,7 +55,7 @@ class Handle:
     `requested` is the recipe as it was asked for, `recipe` the one that builds the same weights again. `worker` is
     empty while no worker holds the weights. While `pins` is above 0 something is using it. One that is `pinned` never
     expires, and is built again at once when it was lost. `is_claimed` says that some caller was told of it, `is_kept`
-    that it outlives this process.
+    that it outlives this process. `owner` is the client that made it; others see and use it only when it is `shared`.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Handle:
     last_use_time: float
     request_id: str = ""
     pinned: bool = False
+    owner: str = ""
+    shared: bool = False
     state: State = State.LOADING
     worker: str = ""
     loaded: Loaded | None = None
@@ -81,16 +86,23 @@ class Handle:
         """What outlives the process."""
         return {name: getattr(self, name) for name in KEPT}
 
+    def is_seen_by(self, caller: Caller) -> bool:
+        return caller.sees(self.owner, shared=self.shared)
+
 
 class HandleTable:
-    """Every handle there is, and what is remembered of those that were."""
+    """Every handle there is, and what is remembered of those that were.
+
+    What a caller may not see does not exist for it; only that an id is taken can be noticed.
+    """
 
     def __init__(self, *, default_ttl: float, max_ttl: float) -> None:
         self._default_ttl = default_ttl
         self._max_ttl = max_ttl
         self._handles: dict[str, Handle] = {}
-        self._requests: OrderedDict[str, tuple[str, float]] = OrderedDict()
-        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._requests: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+        # Names, and who owned them.
+        self._tombstones: OrderedDict[str, str] = OrderedDict()
         self._last_number = 0
 
     def __iter__(self) -> Iterator[Handle]:
@@ -113,6 +125,8 @@ class HandleTable:
         request_id: str = "",
         source: str = "",
         pinned: bool = False,
+        shared: bool = False,
+        caller: Caller = DAEMON,
     ) -> Handle:
         """Returns a new handle, still LOADING.
 
@@ -129,7 +143,7 @@ class HandleTable:
             raise InvalidFieldError.of(
                 "request_id", f"it is longer than {MAX_REQUEST_ID} characters.", hint="Send a UUID."
             )
-        if (known := self._remembered(request_id, now)) is not None:
+        if (known := self._remembered(request_id, now, caller)) is not None:
             if not _means(known, recipe):
                 raise InvalidFieldError.of(
                     "request_id", "it was sent with another recipe.", hint="Send a fresh UUID with each new request."
@@ -138,7 +152,7 @@ class HandleTable:
             return known
         name = PREFIX + (pipeline_id or f"p{secrets.token_hex(12)}")
         if (known := self._handles.get(name)) is not None:
-            if known.state is State.UNLOADING or not _means(known, recipe):
+            if known.state is State.UNLOADING or not (known.is_seen_by(caller) and _means(known, recipe)):
                 raise PipelineExistsError(
                     f"{name} is taken by a pipeline with another spec.",
                     hint="Choose another pipeline_id, or unload that one first.",
@@ -147,26 +161,51 @@ class HandleTable:
             known.last_use_time = now
             return known
         self._last_number += 1
-        handle = Handle(name, self._last_number, recipe, recipe, source, ttl, now, now, request_id, pinned)
+        handle = Handle(
+            name,
+            self._last_number,
+            recipe,
+            recipe,
+            source,
+            ttl,
+            now,
+            now,
+            request_id,
+            pinned=pinned,
+            owner=caller.name,
+            shared=shared,
+        )
         self._handles[name] = handle
         self._tombstones.pop(name, None)
         if request_id:
-            self._requests[request_id] = name, now + REQUEST_MEMORY_SECONDS
+            self._requests[caller.name, request_id] = name, now + REQUEST_MEMORY_SECONDS
         return handle
 
-    def get(self, name: str, *, field: str = "name") -> Handle:
+    def get(self, name: str, *, field: str = "name", caller: Caller = DAEMON) -> Handle:
         _check_name(name, field)
-        if name not in self._handles:
+        handle = self._handles.get(name)
+        if handle is None or not handle.is_seen_by(caller):
             raise PipelineNotFoundError(
                 f"There is no pipeline {name}; it may have been unloaded, or have expired.",
                 hint="Load it again.",
                 metadata={"pipeline": name},
             )
-        return self._handles[name]
+        return handle
 
-    def use(self, name: str, *, now: float, field: str = "name") -> Handle:
+    def own(self, name: str, *, caller: Caller = DAEMON) -> Handle:
+        """Returns a handle that the caller may change and remove."""
+        handle = self.get(name, caller=caller)
+        if not caller.owns(handle.owner):
+            raise NotOwnerError(
+                f"{name} is shared with you, and another client's.",
+                hint="Derive a pipeline of your own from it: that takes no memory.",
+                metadata={"pipeline": name},
+            )
+        return handle
+
+    def use(self, name: str, *, now: float, field: str = "name", caller: Caller = DAEMON) -> Handle:
         """Returns a handle that takes new work, and starts its lease anew."""
-        handle = self.get(name, field=field)
+        handle = self.get(name, field=field, caller=caller)
         if handle.state is State.UNLOADING:
             raise PipelineNotFoundError(
                 f"{name} is being unloaded.", hint="Load it again.", metadata={"pipeline": name}
@@ -197,8 +236,9 @@ class HandleTable:
             self._last_number = max(self._last_number, handle.number)
             until = handle.create_time + REQUEST_MEMORY_SECONDS
             if handle.request_id and until > now:
-                self._requests[handle.request_id] = name, until
-        self._tombstones.update(dict.fromkeys(unloaded))
+                self._requests[handle.owner, handle.request_id] = name, until
+        # Whose they were is not kept: only where there are no tokens, and for an admin, they are still known.
+        self._tombstones.update(dict.fromkeys(unloaded, ""))
 
     def uses_to_note(self) -> dict[str, float]:
         """When kept handles were used last, of those that were used since this was asked before."""
@@ -213,9 +253,17 @@ class HandleTable:
             if handle.worker == worker:
                 handle.worker = ""
 
-    def renew(self, name: str, *, now: float, ttl: float | None = None, pinned: bool | None = None) -> Handle:
+    def renew(
+        self,
+        name: str,
+        *,
+        now: float,
+        ttl: float | None = None,
+        pinned: bool | None = None,
+        caller: Caller = DAEMON,
+    ) -> Handle:
         ttl = None if ttl is None else self._check_ttl(ttl)
-        handle = self.use(name, now=now)
+        handle = self.use(self.own(name, caller=caller).name, now=now, caller=caller)
         handle.ttl = handle.ttl if ttl is None else ttl
         handle.pinned = handle.pinned if pinned is None else pinned
         return handle
@@ -231,29 +279,30 @@ class HandleTable:
     def remove(self, handle: Handle) -> None:
         """Forgets a handle, all but that it was there."""
         del self._handles[handle.name]
-        self._requests.pop(handle.request_id, None)
-        self._tombstones[handle.name] = None
+        self._requests.pop((handle.owner, handle.request_id), None)
+        self._tombstones[handle.name] = handle.owner
         while len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    def is_leaving(self, name: str, request_id: str, now: float) -> bool:
+    def is_leaving(self, name: str, request_id: str, now: float, *, caller: Caller = DAEMON) -> bool:
         """Whether the name, or what the request was answered with before, is a handle that will be removed."""
-        known = (self._handles.get(name), self._remembered(request_id, now))
+        known = (self._handles.get(name), self._remembered(request_id, now, caller))
         return any(handle is not None and handle.state is State.UNLOADING for handle in known)
 
-    def is_gone(self, name: str) -> bool:
-        """Whether the name belonged to a handle that was removed."""
+    def is_gone(self, name: str, *, caller: Caller = DAEMON) -> bool:
+        """Whether the name belonged to a handle of the caller's that was removed."""
         _check_name(name, "name")
-        return name in self._tombstones
+        return name in self._tombstones and caller.owns(self._tombstones[name])
 
-    def page(self, *, size: int, token: str) -> tuple[list[Handle], str]:
-        """One page of handles, oldest first, and the token of the next page."""
-        return page(list(self._handles.values()), key=lambda handle: handle.number, size=size, token=token)
+    def page(self, *, size: int, token: str, caller: Caller = DAEMON) -> tuple[list[Handle], str]:
+        """One page of the handles that the caller sees, oldest first, and the token of the next page."""
+        seen = [handle for handle in self._handles.values() if handle.is_seen_by(caller)]
+        return page(seen, key=lambda handle: handle.number, size=size, token=token)
 
-    def _remembered(self, request_id: str, now: float) -> Handle | None:
+    def _remembered(self, request_id: str, now: float, caller: Caller) -> Handle | None:
         while self._requests and next(iter(self._requests.values()))[1] <= now:
             self._requests.popitem(last=False)
-        name, _ = self._requests.get(request_id, ("", 0.0))
+        name, _ = self._requests.get((caller.name, request_id), ("", 0.0))
         return self._handles.get(name)
 
     def _check_ttl(self, ttl: float) -> float:

@@ -18,7 +18,7 @@ from denoised.errors import (
     WorkerLostError,
 )
 
-from . import placement, recipes
+from . import callers, placement, recipes
 from .background import Background
 from .builds import Builds, Origin, answer
 from .condition import Condition
@@ -61,6 +61,7 @@ class Lease:
     pipeline_id: str = ""
     request_id: str = ""
     pinned: bool = False
+    shared: bool = False
 
 
 class Pool:
@@ -176,7 +177,7 @@ class Pool:
     async def derive(self, source: str, derivation: Derivation, lease: Lease) -> PipelineView:
         while True:
             await self._wait_for_id(lease)
-            origin = self._handles.use(source, now=time.time(), field="source")
+            origin = self._handles.use(source, now=time.time(), field="source", caller=callers.current())
             with self._pinned(origin):
                 await self._bring_back(origin)
                 # Never waits for an id with a pin in hand: its pipeline's removal may in turn wait for that pin.
@@ -195,7 +196,7 @@ class Pool:
     async def update(self, name: str, change: SettingsChange) -> PipelineView:
         """Changes settings of a pipeline, for generations that come after."""
         self._check_open()
-        handle = self._handles.use(name, now=time.time())
+        handle = self._handles.use(self._own(name).name, now=time.time())
         # Shielded: a caller who leaves does not leave the worker and the recipe to disagree.
         await asyncio.shield(self._background.spawn(self._update(handle, change), name=f"update of {handle.name}"))
         return self.get(handle.name)
@@ -206,18 +207,18 @@ class Pool:
             await self._rewrite(handle)
 
     def get(self, name: str) -> PipelineView:
-        return self._view_all()[self._handles.get(name).name]
+        return self._view_all()[self._handles.get(name, caller=callers.current()).name]
 
     def list_pipelines(self, *, page_size: int, page_token: str) -> tuple[list[PipelineView], str]:
         """One page, oldest first, and the token of the next one."""
-        handles, token = self._handles.page(size=page_size, token=page_token)
+        handles, token = self._handles.page(size=page_size, token=page_token, caller=callers.current())
         views = self._view_all()
         return [views[handle.name] for handle in handles], token
 
     async def watch(self) -> AsyncGenerator[Change, None]:
         """Yields every pipeline, a SYNCED, then each change. Raises WatchLaggedError when the reader is too slow."""
         self._check_open()
-        changes = self._watchers.subscribe(self._view_all())
+        changes = self._watchers.subscribe(self._view_all(), callers.current())
         try:
             async for change in changes:
                 yield change
@@ -225,7 +226,7 @@ class Pool:
             self._watchers.unsubscribe(changes)
 
     async def renew(self, name: str, ttl: float | None, pinned: bool | None = None) -> PipelineView:
-        handle = self._handles.renew(name, now=time.time(), ttl=ttl, pinned=pinned)
+        handle = self._handles.renew(name, now=time.time(), ttl=ttl, pinned=pinned, caller=callers.current())
         self._changed()
         await self._rewrite(handle)
         self._keep_pinned_live()
@@ -233,9 +234,9 @@ class Pool:
 
     async def unload(self, name: str, *, force: bool = False) -> int:
         """Lets go of a pipeline when nothing uses it any more; with force, ends what does. Returns the bytes freed."""
-        if self._handles.is_gone(name):
+        if self._handles.is_gone(name, caller=callers.current()):
             return 0
-        handle = self._handles.get(name)
+        handle = self._own(name)
         if force:
             self._generations.interrupt(_unloaded(handle), lambda held, admitted: held is handle)
             self._builds.abandon(handle, _unloaded(handle), everyone=True)
@@ -253,7 +254,7 @@ class Pool:
     async def generate(self, command: Generate) -> AsyncGenerator[GenerationEvent, None]:
         """Runs a pipeline. Closing the generator ends the run at its next step."""
         self._check_open()
-        handle = self._handles.use(command.pipeline, now=time.time(), field="pipeline")
+        handle = self._handles.use(command.pipeline, now=time.time(), field="pipeline", caller=callers.current())
         async with aclosing(self._generations.generate(handle, command)) as events:
             async for event in events:
                 yield event
@@ -287,7 +288,9 @@ class Pool:
             raise _shutting_down()
 
     def _is_leaving(self, lease: Lease) -> bool:
-        return self._handles.is_leaving(PREFIX + lease.pipeline_id, lease.request_id, time.time())
+        return self._handles.is_leaving(
+            PREFIX + lease.pipeline_id, lease.request_id, time.time(), caller=callers.current()
+        )
 
     async def _wait_for_id(self, lease: Lease) -> None:
         """The ids of a pipeline that is on its way out, its own and its request's, are free when it is gone."""
@@ -304,9 +307,14 @@ class Pool:
             request_id=lease.request_id,
             source=source,
             pinned=lease.pinned,
+            shared=lease.shared,
+            caller=callers.current(),
         )
         self._changed()
         return handle
+
+    def _own(self, name: str) -> Handle:
+        return self._handles.own(name, caller=callers.current())
 
     async def _bring_back(self, handle: Handle) -> None:
         """Returns with the handle's pipeline live: waits for its load, or has a worker build it again."""

@@ -41,7 +41,7 @@ WEIGHT_DTYPES: Mapping[int, str] = {DTYPES[name]: name for name in ("float32", "
 def lease(
     request: pipeline_service_pb2.LoadPipelineRequest | pipeline_service_pb2.DerivePipelineRequest,
 ) -> Lease:
-    return Lease(ttl(request), request.pipeline_id, request.request_id, request.pinned)
+    return Lease(ttl(request), request.pipeline_id, request.request_id, request.pinned, request.shared)
 
 
 def pinned(request: pipeline_service_pb2.RenewPipelineRequest) -> bool | None:

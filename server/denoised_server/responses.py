@@ -8,6 +8,7 @@ from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_p
 from denoised.values import DTYPES, artifact_to_proto, to_proto
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from . import callers
 from .generations import GenerationEvent, Queued, Summary
 from .handles import State
 from .messages import (
@@ -74,6 +75,8 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         create_time=timestamp(view.create_time),
         last_use_time=timestamp(view.last_use_time),
         expire_time=timestamp(view.expire_time),
+        owner=view.owner if callers.current().owns(view.owner) else "",
+        shared=view.shared,
         settings=_settings(view.recipe.settings),
         noise_scheduler=_noise_scheduler(loaded.noise_scheduler if loaded else None),
         pinned=view.pinned,

@@ -25,9 +25,10 @@ class ComponentView:
 
 @dataclass(frozen=True, slots=True)
 class PipelineView:
-    """One pipeline at one moment. Times are seconds since the epoch."""
+    """One pipeline at one moment. Times are seconds since the epoch; no other pipeline ever has the same number."""
 
     name: str
+    number: int
     recipe: Recipe
     source: str
     state: State
@@ -42,6 +43,8 @@ class PipelineView:
     last_use_time: float
     expire_time: float
     pinned: bool
+    owner: str
+    shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ def _view(
     weighing = [view.residency for view in components if view.component.digest]
     return PipelineView(
         name=handle.name,
+        number=handle.number,
         recipe=handle.recipe,
         source=handle.source,
         state=handle.state,
@@ -109,6 +113,8 @@ def _view(
         last_use_time=handle.last_use_time,
         expire_time=handle.expire_time,
         pinned=handle.pinned,
+        owner=handle.owner,
+        shared=handle.shared,
     )
 
 

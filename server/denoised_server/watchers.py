@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .callers import Caller
 from .channel import Channel
 from .views import PipelineView
 
@@ -35,37 +36,44 @@ class Watchers:
 
     def __init__(self) -> None:
         self._known: dict[str, PipelineView] = {}
-        self._channels: list[Channel[Change]] = []
+        self._channels: dict[Channel[Change], Caller] = {}
 
     def __bool__(self) -> bool:
         return bool(self._channels)
 
-    def subscribe(self, views: Mapping[str, PipelineView]) -> Channel[Change]:
-        """A channel with everything there is, a SYNCED, and from then on what `publish` finds."""
+    def subscribe(self, views: Mapping[str, PipelineView], caller: Caller) -> Channel[Change]:
+        """A channel with everything that the caller sees, a SYNCED, and from then on what `publish` finds of that."""
         self.publish(views)
-        channel = Channel[Change](limit=len(views) + 1 + MAX_PENDING)
-        for view in views.values():
+        seen = [view for view in views.values() if caller.sees(view.owner, shared=view.shared)]
+        channel = Channel[Change](limit=len(seen) + 1 + MAX_PENDING)
+        for view in seen:
             channel.put(Change(ChangeKind.ADDED, view))
         channel.put(Change(ChangeKind.SYNCED, None))
-        self._channels.append(channel)
+        self._channels[channel] = caller
         return channel
 
     def unsubscribe(self, channel: Channel[Change]) -> None:
-        self._channels.remove(channel)
+        del self._channels[channel]
 
     def publish(self, views: Mapping[str, PipelineView]) -> None:
         """Tells every watcher how `views` differ from those of the last time."""
-        changes = [Change(ChangeKind.REMOVED, view) for name, view in self._known.items() if name not in views]
+        changes = [
+            (Change(ChangeKind.REMOVED, view), view)
+            for name, view in self._known.items()
+            if name not in views or views[name].number != view.number
+        ]
         for name, view in views.items():
             known = self._known.get(name)
-            if known is None:
-                changes.append(Change(ChangeKind.ADDED, view))
+            # A name may belong to another pipeline by now, and that one to another client.
+            if known is None or known.number != view.number:
+                changes.append((Change(ChangeKind.ADDED, view), view))
             elif known != view:
-                changes.append(Change(ChangeKind.MODIFIED, view))
+                changes.append((Change(ChangeKind.MODIFIED, view), view))
         self._known = dict(views)
-        for channel in self._channels:
-            for change in changes:
-                channel.put(change)
+        for channel, caller in self._channels.items():
+            for change, view in changes:
+                if caller.sees(view.owner, shared=view.shared):
+                    channel.put(change)
 
     def end(self, error: Exception) -> None:
         for channel in self._channels:

@@ -58,7 +58,10 @@ class Outcomes(Observer):
 class Daemon:
     """Stubs of a daemon's services, and what is behind them."""
 
-    def __init__(self, executor: FakeExecutor, pool: Pool, outcomes: Outcomes, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, executor: FakeExecutor, pool: Pool, outcomes: Outcomes, channel: grpc.aio.Channel, port: int = 0
+    ) -> None:
+        self.port = port
         self.executor = executor
         self.pool = pool
         self.outcomes = outcomes.seen
@@ -85,19 +88,21 @@ class Daemon:
 
 
 @asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[Daemon]:
+async def serving(access: Access | None = None, **settings: Any) -> AsyncIterator[Daemon]:
     executor, outcomes = FakeExecutor(), Outcomes()
     pool = Pool(executor, **settings)
     await pool.start()
     server = grpc.aio.server(
-        interceptors=(ErrorInterceptor(access=Access(), max_message_bytes=MAX_MESSAGE_BYTES, observer=outcomes),),
+        interceptors=(
+            ErrorInterceptor(access=access or Access(), max_message_bytes=MAX_MESSAGE_BYTES, observer=outcomes),
+        ),
         options=(("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),),
     )
     add_services(server, pool, max_message_bytes=MAX_MESSAGE_BYTES, max_pixels=1_000_000, max_waiting=5)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Daemon(executor, pool, outcomes, channel)
+        yield Daemon(executor, pool, outcomes, channel, port)
     await server.stop(None)
     await pool.stop()
 

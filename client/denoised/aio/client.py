@@ -124,6 +124,7 @@ class AsyncClient:
         ttl: Ttl | None = None,
         pipeline_id: str = "",
         request_id: str = "",
+        shared: bool = False,
         timeout: float | None = None,
         on_progress: Callable[[pipeline_service_pb2.LoadProgress], object] | None = None,
     ) -> AsyncPipeline:
@@ -140,6 +141,7 @@ class AsyncClient:
             ttl: How long the pipeline stays after its last use: seconds, a timedelta, or text such as "1h".
             pipeline_id: Id of the handle. Defaults to one that cannot be guessed.
             request_id: Makes sending the same load again safe, best a UUID.
+            shared: Whether other clients may see and use it; only you may change and unload it.
             timeout: Seconds it may take.
             on_progress: Called with each `LoadProgress`.
 
@@ -162,6 +164,7 @@ class AsyncClient:
             ttl=None if ttl is None else to_duration(ttl),
             pipeline_id=pipeline_id,
             request_id=request_id,
+            shared=shared,
         )
         stream: AsyncStream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
             lambda stubs: stubs.pipelines.LoadPipeline, request, self._limit(timeout)
@@ -186,6 +189,7 @@ class AsyncClient:
         ttl: Ttl | None = None,
         pipeline_id: str = "",
         request_id: str = "",
+        shared: bool = False,
         timeout: float | None = None,
     ) -> AsyncPipeline:
         """Makes a pipeline for another task from the components of a live one. Takes milliseconds and no memory.
@@ -197,6 +201,7 @@ class AsyncClient:
             ttl: As for `load`.
             pipeline_id: As for `load`.
             request_id: As for `load`.
+            shared: As for `load`; the source's own sharing is not inherited.
             timeout: Seconds it may take.
 
         Raises:
@@ -211,6 +216,7 @@ class AsyncClient:
             ttl=None if ttl is None else to_duration(ttl),
             pipeline_id=pipeline_id,
             request_id=request_id,
+            shared=shared,
         )
         response: pipeline_service_pb2.DerivePipelineResponse = await self._call(
             lambda stubs: stubs.pipelines.DerivePipeline, request, timeout

@@ -81,6 +81,7 @@ PipelineId = Annotated[
         metavar="ID",
     ),
 ]
+Shared = Annotated[bool, typer.Option("--shared", help="Let other clients see and use it.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

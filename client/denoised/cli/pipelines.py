@@ -17,6 +17,7 @@ from .options import (
     Json,
     Overrides,
     PipelineId,
+    Shared,
     Target,
     Token,
     Ttl,
@@ -48,6 +49,7 @@ def load(
     variant: Annotated[str, typer.Option(help="Weight variant, such as fp16.")] = "",
     revision: Annotated[str, typer.Option(help="Branch, tag or commit. Defaults to main.")] = "",
     override: Overrides = None,
+    shared: Shared = False,
     json: Json = False,
     target: Target = DefaultTarget,
     token: Token = None,
@@ -72,6 +74,7 @@ def load(
             overrides=overrides,
             ttl=seconds,
             pipeline_id=pipeline_id or "",
+            shared=shared,
             on_progress=bar,
         )
     _print_handle(pipe.info, json=json)
@@ -83,6 +86,7 @@ def derive(
     pipeline_id: PipelineId = None,
     ttl: Ttl = None,
     override: Overrides = None,
+    shared: Shared = False,
     json: Json = False,
     target: Target = DefaultTarget,
     token: Token = None,
@@ -96,7 +100,7 @@ def derive(
     """
     overrides, seconds = parse_assignments(override, "--override"), parse_ttl(ttl)
     with connect(target, token) as client:
-        pipe = client.derive(name, task, overrides=overrides, ttl=seconds, pipeline_id=pipeline_id or "")
+        pipe = client.derive(name, task, overrides=overrides, ttl=seconds, pipeline_id=pipeline_id or "", shared=shared)
     _print_handle(pipe.info, json=json)
 
 

@@ -130,6 +130,8 @@ class Pipeline(google.protobuf.message.Message):
     LAST_USE_TIME_FIELD_NUMBER: builtins.int
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
     name: builtins.str
@@ -156,6 +158,12 @@ class Pipeline(google.protobuf.message.Message):
     """Output only. Generations it is running or has waiting."""
     pinned: builtins.bool
     """Output only. Whether it never expires, and is built again at once when it was lost."""
+    owner: builtins.str
+    """Output only. Name of the client that made it, for that client and for admins; empty for others, and where the daemon
+    asks for no tokens.
+    """
+    shared: builtins.bool
+    """Output only. Whether other clients see it and may use it."""
     @property
     def spec(self) -> global___PipelineSpec:
         """Output only. What was loaded, with the revision resolved."""
@@ -213,11 +221,13 @@ class Pipeline(google.protobuf.message.Message):
         last_use_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         pinned: builtins.bool = ...,
+        owner: builtins.str = ...,
+        shared: builtins.bool = ...,
         settings: global___PipelineSettings | None = ...,
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
 
 global___Pipeline = Pipeline
 
@@ -505,10 +515,11 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     PIPELINE_ID_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     pipeline_id: builtins.str
     """Id of the handle, chosen by the caller: 1 to 63 lower-case letters, digits and hyphens, starting with a letter.
     Defaults to one that cannot be guessed. A live handle with this id and the same spec is returned as it is; with
-    another spec the call fails with ALREADY_EXISTS, reason PIPELINE_EXISTS.
+    another spec, or when it is another client's, the call fails with ALREADY_EXISTS, reason PIPELINE_EXISTS.
     """
     request_id: builtins.str
     """Chosen by the caller, at most 128 characters, best a UUID. Sending the same one again joins the first load, or
@@ -519,6 +530,10 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     pinned: builtins.bool
     """Whether it never expires, and is built again at once when its worker or the daemon has died, instead of at its next
     use. Defaults to false.
+    """
+    shared: builtins.bool
+    """Whether other clients see the pipeline, may use it and derive from it. Only the client that made it, or an admin,
+    may change or unload it. Defaults to false.
     """
     @property
     def spec(self) -> global___PipelineSpec:
@@ -538,9 +553,10 @@ class LoadPipelineRequest(google.protobuf.message.Message):
         pipeline_id: builtins.str = ...,
         request_id: builtins.str = ...,
         pinned: builtins.bool = ...,
+        shared: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "spec", b"spec", "ttl", b"ttl"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "spec", b"spec", "ttl", b"ttl"]) -> None: ...
 
 global___LoadPipelineRequest = LoadPipelineRequest
 
@@ -666,6 +682,7 @@ class DerivePipelineRequest(google.protobuf.message.Message):
     PIPELINE_ID_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     source: builtins.str
     """Required. The pipeline whose components to use, in the form "pipelines/{id}"."""
     pipeline_id: builtins.str
@@ -674,6 +691,8 @@ class DerivePipelineRequest(google.protobuf.message.Message):
     """As in LoadPipelineRequest."""
     pinned: builtins.bool
     """As in LoadPipelineRequest."""
+    shared: builtins.bool
+    """As in LoadPipelineRequest. The source's own sharing is not inherited. Defaults to false."""
     @property
     def derivation(self) -> global___Derivation:
         """Required. What to make of it."""
@@ -691,9 +710,10 @@ class DerivePipelineRequest(google.protobuf.message.Message):
         pipeline_id: builtins.str = ...,
         request_id: builtins.str = ...,
         pinned: builtins.bool = ...,
+        shared: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["derivation", b"derivation", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["derivation", b"derivation", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "source", b"source", "ttl", b"ttl"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["derivation", b"derivation", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "source", b"source", "ttl", b"ttl"]) -> None: ...
 
 global___DerivePipelineRequest = DerivePipelineRequest
 

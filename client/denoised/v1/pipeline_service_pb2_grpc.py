@@ -28,6 +28,9 @@ if _version_not_supported:
 class PipelineServiceStub(object):
     """Keeps diffusers pipelines live and hands out handles to them.
 
+    Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
+    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
@@ -83,6 +86,9 @@ class PipelineServiceStub(object):
 
 class PipelineServiceServicer(object):
     """Keeps diffusers pipelines live and hands out handles to them.
+
+    Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
+    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
@@ -218,6 +224,9 @@ def add_PipelineServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PipelineService(object):
     """Keeps diffusers pipelines live and hands out handles to them.
+
+    Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
+    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share

@@ -20,6 +20,9 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
 class PipelineServiceStub:
     """Keeps diffusers pipelines live and hands out handles to them.
 
+    Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
+    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
@@ -102,6 +105,9 @@ class PipelineServiceStub:
 class PipelineServiceAsyncStub:
     """Keeps diffusers pipelines live and hands out handles to them.
 
+    Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
+    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
@@ -182,6 +188,9 @@ class PipelineServiceAsyncStub:
 
 class PipelineServiceServicer(metaclass=abc.ABCMeta):
     """Keeps diffusers pipelines live and hands out handles to them.
+
+    Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
+    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
