@@ -16,6 +16,7 @@
     ├── GenerationError
     │   ├── GenerationNotFoundError (LookupError)
     │   └── GenerationCancelledError
+    ├── GenerationInterruptedError    a callback stopped it
     ├── LoadError (EnvironmentError, as diffusers raises)
     │   ├── RepoNotFoundError
     │   ├── SourceNotAllowedError
@@ -187,6 +188,13 @@ class GenerationCancelledError(GenerationError):
 
     code = "ABORTED"
     reason = "GENERATION_CANCELLED"
+
+
+class GenerationInterruptedError(DenoisedError):
+    """A callback stopped the generation with `_interrupt`, and there is nothing to return."""
+
+    code = "ABORTED"
+    reason = "GENERATION_INTERRUPTED"
 
 
 class LoadError(DenoisedError, EnvironmentError):

@@ -7,12 +7,12 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
-from denoised.errors import DenoisedError, InternalError, PipelineNotFoundError, QueueFullError
+from denoised.errors import DenoisedError, InternalError, InvalidFieldError, PipelineNotFoundError, QueueFullError
 
 from . import arguments
 from .admission import MIN_RETRY_SECONDS
@@ -20,7 +20,7 @@ from .channel import Channel
 from .executor import Executor
 from .gate import Gate
 from .handles import Handle
-from .messages import Finished, Generate, Output, Progress
+from .messages import Finished, Generate, Output, Progress, Reply, StepEnd
 from .observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Summary:
     seeds: tuple[int, ...]
 
 
-GenerationEvent = Queued | Progress | Output | Summary
+GenerationEvent = Queued | Progress | StepEnd | Output | Summary
 
 
 class _Generation:
@@ -55,6 +55,9 @@ class _Generation:
         self.events = Channel[GenerationEvent]()
         self.is_admitted = False
         self.has_begun = False
+        # The worker that waits for a reply; empty while none does.
+        self.asking = ""
+        self.hears = True
         self._task: asyncio.Task[None]
 
     def begin(self, work: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
@@ -135,9 +138,16 @@ class Generations:
             if chosen(generation.handle, generation.is_admitted):
                 generation.interrupt(error)
 
-    async def generate(self, handle: Handle, command: Generate) -> AsyncGenerator[GenerationEvent, None]:
-        """Runs a pipeline. Closing the generator ends the run at its next step."""
+    async def generate(
+        self, handle: Handle, command: Generate, replies: AsyncIterator[Reply] | None = None
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """Runs a pipeline. Closing the generator ends the run at its next step, or where it waits for a reply.
+
+        Each StepEnd takes the next of the replies.
+        """
         self._check(handle, command)
+        if command.callbacks:
+            command = replace(command, conversation=secrets.token_hex(16))
         if not command.seeds and not command.generators:
             # Drawn here, so that a run that has to be repeated makes the same images.
             command = replace(command, seeds=(secrets.randbits(SEED_BITS),))
@@ -148,10 +158,15 @@ class Generations:
         handle.pins += 1
         self._changed()
         generation.begin(partial(self._run, generation, command), ended=partial(self._ended, generation))
+        listening = None
+        if replies is not None:
+            listening = asyncio.create_task(self._listen(generation, command.conversation, replies))
         try:
             async for event in generation.events:
                 yield event
         finally:
+            if listening is not None:
+                listening.cancel()
             await generation.leave()
 
     def _queue_for_load(self, generation: _Generation) -> None:
@@ -189,6 +204,27 @@ class Generations:
                         if handle.loaded is loaded:
                             self._missing(handle)
 
+    async def _listen(self, generation: _Generation, conversation: str, replies: AsyncIterator[Reply]) -> None:
+        try:
+            async for reply in replies:
+                worker, generation.asking = generation.asking, ""
+                if not worker:
+                    raise InvalidFieldError.of(
+                        "reply", "no callback was asked.", hint="Send one for each `step_end`, after it."
+                    )
+                command = replace(reply, conversation=conversation)
+                async with aclosing(self._executor.submit(worker, command)) as nothing:
+                    async for _ in nothing:
+                        pass
+            generation.hears = False
+            if generation.asking:
+                raise _deaf()
+        except DenoisedError as error:
+            generation.interrupt(error)
+        except Exception:
+            # What gRPC raises when the call ends, which ends the generation too.
+            logger.debug("no more replies", exc_info=True)
+
     async def _relay(self, generation: _Generation, worker: str, command: Generate, queue_seconds: float) -> None:
         async with aclosing(self._executor.submit(worker, command)) as events:
             async for event in events:
@@ -197,6 +233,11 @@ class Generations:
                     case Progress() | Output():
                         if isinstance(event, Output) and event.field == "images":
                             self._observer.images_made(image_count(event, command.output_type))
+                        generation.events.put(event)
+                    case StepEnd():
+                        if not generation.hears:
+                            raise _deaf()
+                        generation.asking = worker
                         generation.events.put(event)
                     case Finished():
                         generation.events.put(Summary(queue_seconds, event, command.seeds))
@@ -212,6 +253,12 @@ class Generations:
         generation.handle.pins -= 1
         generation.handle.last_use_time = time.time()
         self._changed()
+
+
+def _deaf() -> InvalidFieldError:
+    return InvalidFieldError.of(
+        "reply", "a callback was asked, and no reply can come any more.", hint="Keep the call open for sending."
+    )
 
 
 def image_count(output: Output, output_type: str) -> int:

@@ -54,6 +54,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
+        if handler.request_streaming:
+            talk = handler.stream_stream
+
+            async def answer_messages(messages: Any, context: Any) -> AsyncIterator[Any]:
+                messages = self._sized(messages)
+                async with self._watched(method, None, context), aclosing(talk(messages, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+            return grpc.stream_stream_rpc_method_handler(answer_messages, **codec)
         if handler.response_streaming:
             stream = handler.unary_stream
 
@@ -78,7 +88,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         try:
             caller = self._access.admit(method, context.invocation_metadata() or (), context.auth_context())
             callers.act_for(caller)
-            self._check_size(request)
+            if request is not None:
+                self._check_size(request)
             yield
             outcome = "ok"
         except DenoisedError as error:
@@ -98,6 +109,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             self._observer.request_ended(name, outcome, seconds)
             level = logging.DEBUG if name.startswith(LOOKING) else logging.INFO
             logger.log(level, "request %s: %s %s after %.3f s", request_id, name, outcome, seconds)
+
+    async def _sized(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for message in messages:
+            self._check_size(message)
+            yield message
 
     def _check_size(self, request: Any) -> None:
         if (size := request.ByteSize()) > self._max_message_bytes:

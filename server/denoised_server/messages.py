@@ -170,8 +170,21 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Callback:
+    """A callback of the caller's, to be asked at the end of a step for these tensors.
+
+    `period` is diffusers' `callback_steps`, for a family's legacy `callback`.
+    """
+
+    tensor_inputs: tuple[str, ...] = ()
+    period: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
-    """Run a pipeline. Answered by Progress and Output, then Finished.
+    """Run a pipeline. Answered by Progress and Output, then Finished; by StepEnd where a callback waits for a Reply.
+
+    `callbacks` are by the names of the parameters of `__call__` that take them; `conversation` names them in Replies.
 
     `arguments` are those of `__call__` by name, without generators, `output_type` and `return_dict`. `seeds` has one
     element or one per image; it is empty when `generators` (device, state) are given. `progress_interval` is the
@@ -191,6 +204,21 @@ class Generate:
     noise_scheduler: NoiseScheduler | None = None
     progress_interval: float = 0.0
     adapters: tuple[Adapter, ...] | None = None
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
+    conversation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Let a generation that told of a StepEnd go on. Not answered.
+
+    `tensors` are those that the callback changed, `state` the attributes of the pipeline that it set. A reply to a
+    generation that has ended meanwhile is nothing.
+    """
+
+    conversation: str
+    tensors: Mapping[str, Plain] = field(default_factory=dict)
+    state: Mapping[str, Plain] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +235,7 @@ class Watch:
     interval: float
 
 
-Command = Load | Derive | Update | Generate | Unload | Watch
+Command = Load | Derive | Update | Generate | Reply | Unload | Watch
 
 
 # Events
@@ -273,6 +301,21 @@ class Progress:
 
     completed_steps: int
     total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnd:
+    """A callback is asked, and the generation waits for its Reply.
+
+    `state` has attributes of the pipeline object that runs, such as `guidance_scale`; those that begin with an
+    underscore may be set.
+    """
+
+    callback: str
+    step: int
+    timestep: Plain
+    tensors: Mapping[str, Plain]
+    state: Mapping[str, Plain]
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +410,7 @@ class Snapshot:
     step_seconds: Histogram
 
 
-Event = LoadProgress | Loaded | Progress | Output | Finished | Unloaded | Snapshot
+Event = LoadProgress | Loaded | Progress | StepEnd | Output | Finished | Unloaded | Snapshot
 
 
 # Ends

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
@@ -32,6 +32,7 @@ from .messages import (
     Loaded,
     LoadProgress,
     Recipe,
+    Reply,
     Spec,
     Unload,
     Unloaded,
@@ -251,11 +252,13 @@ class Pool:
 
     # Generations
 
-    async def generate(self, command: Generate) -> AsyncGenerator[GenerationEvent, None]:
-        """Runs a pipeline. Closing the generator ends the run at its next step."""
+    async def generate(
+        self, command: Generate, replies: AsyncIterator[Reply] | None = None
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """Runs a pipeline. Closing the generator ends the run at its next step. Each StepEnd takes a reply."""
         self._check_open()
         handle = self._handles.use(command.pipeline, now=time.time(), field="pipeline", caller=callers.current())
-        async with aclosing(self._generations.generate(handle, command)) as events:
+        async with aclosing(self._generations.generate(handle, command, replies)) as events:
             async for event in events:
                 yield event
 

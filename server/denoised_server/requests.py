@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import fields, replace
 
 from denoised.errors import InvalidFieldError
 from denoised.units import from_duration
@@ -15,12 +15,14 @@ from .arguments import merge
 from .messages import (
     Adapter,
     AdapterSource,
+    Callback,
     ComponentSource,
     Derivation,
     Generate,
     NoiseScheduler,
     Override,
     PipelineSettings,
+    Reply,
     Spec,
 )
 from .pool import Lease
@@ -127,6 +129,27 @@ def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
         else None,
         adapters=_adapters(request),
     )
+
+
+def start(message: generation_service_pb2.GenerateInteractivelyRequest | None) -> Generate:
+    if message is None or not message.HasField("start"):
+        raise InvalidFieldError.of("start", "it is not the first message.", hint="Send it first: it says what to run.")
+    callbacks = {
+        name: Callback(tuple(callback.tensor_inputs), max(callback.period, 1))
+        for name, callback in message.start.callbacks.items()
+    }
+    if not callbacks:
+        raise InvalidFieldError.of("start.callbacks", "it is empty.", hint="Name some, or use Generate.")
+    return replace(generate(message.start.request), callbacks=callbacks)
+
+
+async def replies(messages: AsyncIterator[generation_service_pb2.GenerateInteractivelyRequest]) -> AsyncIterator[Reply]:
+    async for message in messages:
+        if not message.HasField("reply"):
+            raise InvalidFieldError.of("reply", "it is not set.", hint="Send nothing but replies after the start.")
+        tensors = {name: _value(value, f"reply.tensors[{name}]") for name, value in message.reply.tensors.items()}
+        state = {name: _value(value, f"reply.state[{name}]") for name, value in message.reply.state.items()}
+        yield Reply("", tensors, state)
 
 
 def _noise_scheduler(message: artifact_pb2.NoiseScheduler, field: str) -> NoiseScheduler:

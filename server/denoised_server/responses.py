@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from denoised.errors import InternalError
 from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from denoised.values import DTYPES, artifact_to_proto, to_proto
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -24,6 +25,7 @@ from .messages import (
     Progress,
     Snapshot,
     Spec,
+    StepEnd,
 )
 from .requests import TASKS
 from .supervision import WorkerState
@@ -114,6 +116,21 @@ def generate_response(event: GenerationEvent) -> generation_service_pb2.Generate
             return pb.GenerateResponse(output=output)
         case Summary():
             return pb.GenerateResponse(summary=_summary(event))
+    raise InternalError(f"A {type(event).__name__} needs a callback.")
+
+
+def interactive_response(event: GenerationEvent) -> generation_service_pb2.GenerateInteractivelyResponse:
+    pb = generation_service_pb2
+    if not isinstance(event, StepEnd):
+        return pb.GenerateInteractivelyResponse(generate=generate_response(event))
+    step_end = pb.StepEnd(
+        callback=event.callback,
+        step=event.step,
+        timestep=to_proto(event.timestep),
+        tensors={name: to_proto(value) for name, value in event.tensors.items()},
+        state={name: to_proto(value) for name, value in event.state.items()},
+    )
+    return pb.GenerateInteractivelyResponse(step_end=step_end)
 
 
 def worker(view: WorkerView) -> worker_service_pb2.Worker:

@@ -109,6 +109,15 @@ class GenerationService(GenerationServiceServicer):
             async for event in events:
                 yield responses.generate_response(event)
 
+    async def GenerateInteractively(
+        self, request_iterator: AsyncIterator[generation_pb.GenerateInteractivelyRequest], context: Any
+    ) -> AsyncIterator[generation_pb.GenerateInteractivelyResponse]:
+        messages = aiter(request_iterator)
+        command = requests.start(await anext(messages, None))
+        async with aclosing(self._pool.generate(command, requests.replies(messages))) as events:
+            async for event in events:
+                yield responses.interactive_response(event)
+
 
 class WorkerService(WorkerServiceServicer):
     """Shows the processes behind the daemon. The keyword arguments are what it says the daemon accepts."""

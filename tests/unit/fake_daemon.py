@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from typing import Any, Self
@@ -58,6 +58,7 @@ class FakeDaemon(
     Attributes:
         target: Where it listens.
         requests: Every request so far.
+        replies: What callbacks replied.
         metadata: Metadata of the last call.
         cancelled: Set when a caller left a generation that was running.
         step_seconds: How long a denoising step takes.
@@ -70,6 +71,7 @@ class FakeDaemon(
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.replies: list[Any] = []
         self.metadata: dict[str, Any] = {}
         self.cancelled = threading.Event()
         self.step_seconds = 0.0
@@ -246,7 +248,31 @@ class FakeDaemon(
 
     # Generations
 
-    def Generate(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+    def GenerateInteractively(self, request_iterator: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        pb = generation_service_pb2
+        start = next(request_iterator).start
+
+        def ask(step: int) -> Generator[Any, None, bool]:
+            for name, callback in start.callbacks.items():
+                if name == "callback" and step % callback.period:
+                    continue
+                step_end = pb.StepEnd(callback=name, step=step)
+                numbers = np.full((1, 4, 2, 2), step, np.float32)
+                latents = values.Artifact(values.TENSOR, numbers.tobytes(), "float32", numbers.shape)
+                for tensor in callback.tensor_inputs:
+                    step_end.tensors[tensor].CopyFrom(values.to_proto(latents))
+                step_end.timestep.int_value = 999 - step
+                step_end.state["_guidance_scale"].double_value = step_end.state["guidance_scale"].double_value = 7.5
+                step_end.state["_interrupt"].bool_value = False
+                yield pb.GenerateInteractivelyResponse(step_end=step_end)
+                self.replies.append(next(request_iterator).reply)
+            return bool(self.replies[-1].state["_interrupt"].bool_value)
+
+        for event in self.Generate(start.request, context, ask):
+            is_ours = isinstance(event, pb.GenerateInteractivelyResponse)
+            yield event if is_ours else pb.GenerateInteractivelyResponse(generate=event)
+
+    def Generate(self, request: Any, context: Any, ask: Any = None) -> Iterator[Any]:  # noqa: N802
         response = generation_service_pb2.GenerateResponse
         with self._answering(request, context):
             ended = threading.Event()
@@ -260,6 +286,8 @@ class FakeDaemon(
             steps = request.sampling.num_inference_steps or 4
             for step in range(steps):
                 time.sleep(self.step_seconds)
+                if ask is not None and (yield from ask(step)):
+                    break
                 yield response(progress=generation_service_pb2.Progress(completed_steps=step + 1, total_steps=steps))
             seeds = [] if request.sampling.generators else list(request.sampling.seeds) or [DEFAULT_SEED]
             for output in _paint(request, seeds):

@@ -33,7 +33,9 @@ from denoised_server.messages import (
     Parameter,
     Progress,
     Ready,
+    Reply,
     Snapshot,
+    StepEnd,
     Unload,
     Unloaded,
     Update,
@@ -70,7 +72,7 @@ class FakeExecutor:
 
     `log` has every command in the order of arrival, `cancelled` those that were closed early. Weights named "absent"
     cannot be loaded and those named "die" kill the worker, as does the prompt "die"; "bug" raises InternalError; with
-    the prompt "hang" steps follow each other until the command is cancelled.
+    the prompt "hang" steps follow each other until the command is cancelled. `replies` has what callbacks replied.
     """
 
     def __init__(self, workers: int = 1) -> None:
@@ -79,6 +81,8 @@ class FakeExecutor:
         self.cancelled: list[Command] = []
         self.failing_restarts = 0
         self.restart_error: Exception = WorkerLostError("It does not come up.")
+        self.replies: list[Reply] = []
+        self._replies: dict[str, asyncio.Queue[Reply]] = {}
         self._held: set[type[Command]] = set()
         self._released = asyncio.Event()
         self._changed = asyncio.Event()
@@ -192,6 +196,8 @@ class FakeExecutor:
                 events.put(Unloaded(0 if weights in place.pipelines.values() else WEIGHT_BYTES))
             case Generate():
                 await self._generate(place, command, events)
+            case Reply():
+                self._replies[command.conversation].put_nowait(command)
             case Watch():
                 while True:
                     events.put(_snapshot(place))
@@ -210,6 +216,11 @@ class FakeExecutor:
         done = 0
         while done < steps or prompt == "hang":
             done += 1
+            for name, callback in command.callbacks.items():
+                replies = self._replies.setdefault(command.conversation, asyncio.Queue())
+                latents = dict.fromkeys(callback.tensor_inputs, 0.5)
+                events.put(StepEnd(name, done - 1, 999, latents, {"_guidance_scale": 7.5}))
+                self.replies.append(await replies.get())
             events.put(Progress(done, steps))
             await asyncio.sleep(0)
         seed = command.seeds[0] if command.seeds else None

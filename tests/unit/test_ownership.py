@@ -29,7 +29,7 @@ from denoised_server.tokens import Token
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from tests.unit.test_access import EVERYTHING
-from tests.unit.test_services import Daemon, failure, serving
+from tests.unit.test_services import Daemon, failure, reply, serving, start
 
 USUAL = frozenset({Scope.LOAD, Scope.GENERATE, Scope.READ})
 NAMES = {"alice": USUAL, "bob": USUAL, "root": frozenset({Scope.ADMIN})}
@@ -98,6 +98,20 @@ async def refused(call: Any) -> DenoisedError:
     return error
 
 
+async def _converse(client: As, name: str) -> AsyncIterator[generation_pb.GenerateInteractivelyResponse]:
+    messages: asyncio.Queue[generation_pb.GenerateInteractivelyRequest] = asyncio.Queue()
+
+    async def sent() -> AsyncIterator[generation_pb.GenerateInteractivelyRequest]:
+        while True:
+            yield await messages.get()
+
+    messages.put_nowait(start(name))
+    async for event in client.generations.GenerateInteractively(sent()):
+        if event.HasField("step_end"):
+            messages.put_nowait(reply())
+        yield event
+
+
 # The methods that name a pipeline, with the request that names it.
 NAMING: dict[str, Callable[[As, str], Any]] = {
     "/denoised.v1.PipelineService/DerivePipeline": lambda client, name: client.pipelines.DerivePipeline(
@@ -118,6 +132,7 @@ NAMING: dict[str, Callable[[As, str], Any]] = {
     "/denoised.v1.GenerationService/Generate": lambda client, name: client.generations.Generate(
         generation_pb.GenerateRequest(pipeline=name, prompt="a cat")
     ),
+    "/denoised.v1.GenerationService/GenerateInteractively": _converse,
 }
 CHANGING = ("RenewPipeline", "UpdatePipeline", "UnloadPipeline")
 

@@ -445,3 +445,110 @@ async def test_an_update_of_nothing_or_of_something_else_is_refused(daemon: Daem
     await fails_with(
         daemon.pipelines.UpdatePipeline(request), InvalidFieldError, "INVALID_ARGUMENT", field="update_mask"
     )
+
+
+# Callbacks
+
+
+def start(name: str, prompt: str = "a cat", **callbacks: Any) -> Any:
+    pb = generation_service_pb2
+    request = pb.GenerateRequest(pipeline=name, prompt=prompt)
+    chosen = callbacks or {"callback_on_step_end": pb.Callback(tensor_inputs=["latents"])}
+    message = pb.GenerateInteractivelyRequest()
+    message.start.request.CopyFrom(request)
+    for callback, value in chosen.items():
+        message.start.callbacks[callback].CopyFrom(value)
+    return message
+
+
+def reply(**tensors: float) -> Any:
+    message = generation_service_pb2.GenerateInteractivelyRequest()
+    message.reply.SetInParent()
+    for name, value in tensors.items():
+        message.reply.tensors[name].double_value = value
+    return message
+
+
+async def test_a_caller_is_asked_at_each_step_and_replies(daemon: Daemon) -> None:
+    call = daemon.generations.GenerateInteractively()
+    await call.write(start((await daemon.load()).name))
+    kinds, steps = [], []
+    async for event in call:
+        if event.WhichOneof("event") == "step_end":
+            steps.append((event.step_end.step, event.step_end.tensors["latents"].double_value))
+            assert event.step_end.state["_guidance_scale"].double_value == 7.5
+            await call.write(reply(latents=float(event.step_end.step)))
+        else:
+            kinds.append(event.generate.WhichOneof("event"))
+    assert steps == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    assert kinds == ["progress", "progress", "progress", "output", "summary"]
+    assert [dict(each.tensors) for each in daemon.executor.replies] == [{"latents": step} for step in (0.0, 1.0, 2.0)]
+
+
+async def test_a_caller_who_leaves_while_asked_ends_the_generation(daemon: Daemon) -> None:
+    call = daemon.generations.GenerateInteractively()
+    await call.write(start((await daemon.load()).name))
+    assert (await anext(aiter(call))).HasField("step_end")
+    call.cancel()
+    await soon(lambda: daemon.executor.cancelled)
+    assert await daemon.outcome("GenerateInteractively") == "cancelled"
+
+
+async def test_a_worker_that_dies_while_it_asks_ends_the_call(daemon: Daemon) -> None:
+    call = daemon.generations.GenerateInteractively()
+    await call.write(start((await daemon.load()).name))
+    await anext(aiter(call))
+    daemon.executor.kill("workers/0")
+    await fails_with(call, WorkerLostError, "UNAVAILABLE")
+
+
+async def test_a_conversation_has_its_order(daemon: Daemon) -> None:
+    name = (await daemon.load()).name
+    for messages in ([], [reply()]):
+        await fails_with(
+            daemon.generations.GenerateInteractively(iter(messages)),
+            InvalidFieldError,
+            "INVALID_ARGUMENT",
+            field="start",
+        )
+    pb = generation_service_pb2
+    nothing_to_ask = pb.GenerateInteractivelyRequest()
+    nothing_to_ask.start.request.pipeline = name
+    await fails_with(
+        daemon.generations.GenerateInteractively(iter([nothing_to_ask])),
+        InvalidFieldError,
+        "INVALID_ARGUMENT",
+        field="start.callbacks",
+    )
+    for wrong in ([start(name), start(name)], [start(name), pb.GenerateInteractivelyRequest()], [start(name)]):
+        await fails_with(
+            daemon.generations.GenerateInteractively(iter(wrong)), InvalidFieldError, "INVALID_ARGUMENT", field="reply"
+        )
+    call = daemon.generations.GenerateInteractively()
+    await call.write(start(name, "hang"))
+    for _ in range(3):
+        await call.write(reply())
+    await fails_with(call, InvalidFieldError, "INVALID_ARGUMENT", field="reply")
+
+
+async def test_a_caller_may_stop_sending_once_the_last_step_is_answered(daemon: Daemon) -> None:
+    call = daemon.generations.GenerateInteractively()
+    await call.write(start((await daemon.load()).name))
+    answered = 0
+    async for event in call:
+        if event.HasField("step_end"):
+            answered += 1
+            await call.write(reply())
+            if answered == 3:
+                await call.done_writing()
+    assert answered == 3
+
+
+async def test_a_reply_that_is_too_large_ends_the_call(daemon: Daemon) -> None:
+    call = daemon.generations.GenerateInteractively()
+    await call.write(start((await daemon.load()).name))
+    await anext(aiter(call))
+    large = reply()
+    large.reply.tensors["latents"].string_value = "x" * (MAX_MESSAGE_BYTES + 1)
+    await call.write(large)
+    await fails_with(call, MessageTooLargeError, "RESOURCE_EXHAUSTED")

@@ -70,6 +70,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """INTERNAL: a bug in the daemon; its log has the rest under the request id."""
     ERROR_REASON_INVALID_NOISE_SCHEDULER: _ErrorReason.ValueType  # 29
     """INVALID_ARGUMENT: diffusers has no noise scheduler of this class, or it cannot be configured this way."""
+    ERROR_REASON_GENERATION_INTERRUPTED: _ErrorReason.ValueType  # 30
+    """ABORTED: a callback stopped the generation, of a family that has nothing to return then."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 39
     """UNAUTHENTICATED: the call came without a token that the daemon knows."""
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 40
@@ -148,6 +150,8 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 22
 """INTERNAL: a bug in the daemon; its log has the rest under the request id."""
 ERROR_REASON_INVALID_NOISE_SCHEDULER: ErrorReason.ValueType  # 29
 """INVALID_ARGUMENT: diffusers has no noise scheduler of this class, or it cannot be configured this way."""
+ERROR_REASON_GENERATION_INTERRUPTED: ErrorReason.ValueType  # 30
+"""ABORTED: a callback stopped the generation, of a family that has nothing to return then."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 39
 """UNAUTHENTICATED: the call came without a token that the daemon knows."""
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 40

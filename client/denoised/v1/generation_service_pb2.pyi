@@ -47,6 +47,280 @@ BATCHING_FORBID: Batching.ValueType  # 2
 global___Batching = Batching
 
 @typing.final
+class GenerateInteractivelyRequest(google.protobuf.message.Message):
+    """Message of the caller in GenerationService.GenerateInteractively."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class Start(google.protobuf.message.Message):
+        """What to run, and which callbacks to ask."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        @typing.final
+        class CallbacksEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            @property
+            def value(self) -> global___Callback: ...
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: global___Callback | None = ...,
+            ) -> None: ...
+            def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+        REQUEST_FIELD_NUMBER: builtins.int
+        CALLBACKS_FIELD_NUMBER: builtins.int
+        @property
+        def request(self) -> global___GenerateRequest:
+            """Required. As for Generate."""
+
+        @property
+        def callbacks(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Callback]:
+            """Required. Callbacks by the name of the parameter of the pipeline's `__call__` that takes them.
+
+            "callback_on_step_end" is there for every pipeline: one whose `__call__` takes none asks it at its noise
+            scheduler's steps, for "latents" only. Others are "prior_callback_on_step_end" of combined pipelines, and
+            "callback" of families that have diffusers' older form, which gets "latents" and whose tensors cannot be replaced.
+            """
+
+        def __init__(
+            self,
+            *,
+            request: global___GenerateRequest | None = ...,
+            callbacks: collections.abc.Mapping[builtins.str, global___Callback] | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["callbacks", b"callbacks", "request", b"request"]) -> None: ...
+
+    START_FIELD_NUMBER: builtins.int
+    REPLY_FIELD_NUMBER: builtins.int
+    @property
+    def start(self) -> global___GenerateInteractivelyRequest.Start:
+        """What to run. The first message, and only that."""
+
+    @property
+    def reply(self) -> global___StepReply:
+        """What the callback said to the last `step_end`."""
+
+    def __init__(
+        self,
+        *,
+        start: global___GenerateInteractivelyRequest.Start | None = ...,
+        reply: global___StepReply | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["message", b"message", "reply", b"reply", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "reply", b"reply", "start", b"start"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["start", "reply"] | None: ...
+
+global___GenerateInteractivelyRequest = GenerateInteractivelyRequest
+
+@typing.final
+class Callback(google.protobuf.message.Message):
+    """A callback of the caller's."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENSOR_INPUTS_FIELD_NUMBER: builtins.int
+    PERIOD_FIELD_NUMBER: builtins.int
+    period: builtins.int
+    """Of "callback" only: asked every so many steps, from 1. Defaults to 1."""
+    @property
+    def tensor_inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Tensors that it is given, such as "latents" and "prompt_embeds"; each has to be one that the family has to give.
+        Defaults to none.
+        """
+
+    def __init__(
+        self,
+        *,
+        tensor_inputs: collections.abc.Iterable[builtins.str] | None = ...,
+        period: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["period", b"period", "tensor_inputs", b"tensor_inputs"]) -> None: ...
+
+global___Callback = Callback
+
+@typing.final
+class StepReply(google.protobuf.message.Message):
+    """What the callback did."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class TensorsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class StateEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    TENSORS_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    @property
+    def tensors(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """Tensors that it changed, by name. They have effect from the next step on. Defaults to none."""
+
+    @property
+    def state(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """Attributes of the pipeline that it set, of those that came in `state` with an underscore: `_guidance_scale` 0.0
+        turns guidance off, `_interrupt` true ends the loop, and the call with what there is. A family that does not heed
+        `_interrupt` ends with GENERATION_INTERRUPTED. Defaults to none.
+        """
+
+    def __init__(
+        self,
+        *,
+        tensors: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+        state: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["state", b"state", "tensors", b"tensors"]) -> None: ...
+
+global___StepReply = StepReply
+
+@typing.final
+class GenerateInteractivelyResponse(google.protobuf.message.Message):
+    """Message of the daemon in GenerationService.GenerateInteractively."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATE_FIELD_NUMBER: builtins.int
+    STEP_END_FIELD_NUMBER: builtins.int
+    @property
+    def generate(self) -> global___GenerateResponse:
+        """As in the stream of Generate."""
+
+    @property
+    def step_end(self) -> global___StepEnd:
+        """A step ended, and a callback is to reply."""
+
+    def __init__(
+        self,
+        *,
+        generate: global___GenerateResponse | None = ...,
+        step_end: global___StepEnd | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "generate", b"generate", "step_end", b"step_end"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "generate", b"generate", "step_end", b"step_end"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["generate", "step_end"] | None: ...
+
+global___GenerateInteractivelyResponse = GenerateInteractivelyResponse
+
+@typing.final
+class StepEnd(google.protobuf.message.Message):
+    """The end of a step, for a callback."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class TensorsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class StateEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    CALLBACK_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    TIMESTEP_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    callback: builtins.str
+    """Name of the callback, as in `callbacks`."""
+    step: builtins.int
+    """Number of the step in its stage, from 0."""
+    @property
+    def timestep(self) -> denoised.v1.artifact_pb2.Value:
+        """The timestep, a tensor or a number as the family has it."""
+
+    @property
+    def tensors(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """The tensors that the callback was to be given."""
+
+    @property
+    def state(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """Scalars of the pipeline object that runs: its attributes that begin with an underscore, such as `_guidance_scale`,
+        and its properties, such as `num_timesteps`.
+        """
+
+    def __init__(
+        self,
+        *,
+        callback: builtins.str = ...,
+        step: builtins.int = ...,
+        timestep: denoised.v1.artifact_pb2.Value | None = ...,
+        tensors: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+        state: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["timestep", b"timestep"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["callback", b"callback", "state", b"state", "step", b"step", "tensors", b"tensors", "timestep", b"timestep"]) -> None: ...
+
+global___StepEnd = StepEnd
+
+@typing.final
 class GenerateRequest(google.protobuf.message.Message):
     """Request for GenerationService.Generate.
 

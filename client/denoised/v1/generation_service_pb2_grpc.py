@@ -40,6 +40,11 @@ class GenerationServiceStub(object):
                 request_serializer=denoised_dot_v1_dot_generation__service__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=denoised_dot_v1_dot_generation__service__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateInteractively = channel.stream_stream(
+                '/denoised.v1.GenerationService/GenerateInteractively',
+                request_serializer=denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer(object):
@@ -61,6 +66,18 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateInteractively(self, request_iterator, context):
+        """Runs a pipeline as Generate does, and asks the caller at the end of each step.
+
+        The first message says what to run. From then on each `step_end` of the daemon waits for one `reply`; other
+        generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
+        towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
+        what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -68,6 +85,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=denoised_dot_v1_dot_generation__service__pb2.GenerateRequest.FromString,
                     response_serializer=denoised_dot_v1_dot_generation__service__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GenerateInteractively': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateInteractively,
+                    request_deserializer=denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -98,6 +120,33 @@ class GenerationService(object):
             '/denoised.v1.GenerationService/Generate',
             denoised_dot_v1_dot_generation__service__pb2.GenerateRequest.SerializeToString,
             denoised_dot_v1_dot_generation__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateInteractively(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/denoised.v1.GenerationService/GenerateInteractively',
+            denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyRequest.SerializeToString,
+            denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,18 @@ class GenerationServiceStub:
     has to be rebuilt those of LoadPipeline.
     """
 
+    GenerateInteractively: grpc.StreamStreamMultiCallable[
+        denoised.v1.generation_service_pb2.GenerateInteractivelyRequest,
+        denoised.v1.generation_service_pb2.GenerateInteractivelyResponse,
+    ]
+    """Runs a pipeline as Generate does, and asks the caller at the end of each step.
+
+    The first message says what to run. From then on each `step_end` of the daemon waits for one `reply`; other
+    generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
+    towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
+    what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
+    """
+
 class GenerationServiceAsyncStub:
     """Runs live pipelines."""
 
@@ -52,6 +64,18 @@ class GenerationServiceAsyncStub:
     NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
     DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
     has to be rebuilt those of LoadPipeline.
+    """
+
+    GenerateInteractively: grpc.aio.StreamStreamMultiCallable[
+        denoised.v1.generation_service_pb2.GenerateInteractivelyRequest,
+        denoised.v1.generation_service_pb2.GenerateInteractivelyResponse,
+    ]
+    """Runs a pipeline as Generate does, and asks the caller at the end of each step.
+
+    The first message says what to run. From then on each `step_end` of the daemon waits for one `reply`; other
+    generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
+    towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
+    what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
     """
 
 class GenerationServiceServicer(metaclass=abc.ABCMeta):
@@ -72,6 +96,20 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
         DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
         has to be rebuilt those of LoadPipeline.
+        """
+
+    @abc.abstractmethod
+    def GenerateInteractively(
+        self,
+        request_iterator: _MaybeAsyncIterator[denoised.v1.generation_service_pb2.GenerateInteractivelyRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[denoised.v1.generation_service_pb2.GenerateInteractivelyResponse], collections.abc.AsyncIterator[denoised.v1.generation_service_pb2.GenerateInteractivelyResponse]]:
+        """Runs a pipeline as Generate does, and asks the caller at the end of each step.
+
+        The first message says what to run. From then on each `step_end` of the daemon waits for one `reply`; other
+        generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
+        towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
+        what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

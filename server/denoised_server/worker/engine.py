@@ -59,9 +59,13 @@ class _Runner(Caller):
         self.request, self.hub = request, hub
         self.changes = self.overlay = Overlay()
         self.pending: Pending[_Waiting] | None = None
+        self.is_parked = False
 
     def call(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.hub.switch((method, args, kwargs))
+
+    def park(self) -> Any:
+        return self.hub.switch(None)
 
 
 class _Waiting:
@@ -72,7 +76,7 @@ class _Waiting:
 
 
 class Engine:
-    """Runs requests. `submit` and `cancel` may be called from any thread; everything else happens on its own."""
+    """Runs requests. `submit`, `wake` and `cancel` may be called from any thread; the rest happens on its own."""
 
     def __init__(self, construction: Construction, *, max_joined: int, device: torch.device) -> None:
         self._construction, self._device = construction, device
@@ -80,12 +84,18 @@ class Engine:
         self.batches = Batches()
         self._running: set[_Runner] = set()
         self._inbox: deque[Request] = deque()
+        self._answers: deque[tuple[Request, Any]] = deque()
         self._woken, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> None:
         self._inbox.append(request)
+        self._woken.set()
+
+    def wake(self, request: Request, value: Any) -> None:
+        """Lets a request that is parked, or about to be, go on with this value."""
+        self._answers.append((request, value))
         self._woken.set()
 
     def cancel(self, request: Request) -> None:
@@ -130,8 +140,12 @@ class Engine:
                 self._running.add(runner)
                 self._switch(runner, runner.switch)
         for runner in [runner for runner in self._running if runner.request.is_cancelled]:
-            if runner.pending is not None and self._coalescing.discard(runner.pending):
+            if runner.is_parked or (runner.pending is not None and self._coalescing.discard(runner.pending)):
                 self._resume(runner, Outcome(error=Cancelled()))
+        while self._answers:
+            request, value = self._answers.popleft()
+            for runner in [runner for runner in self._running if runner.request is request and runner.is_parked]:
+                self._resume(runner, Outcome(value))
         batch = self._coalescing.next()
         if batch:
             outcomes = self.batches.run([pending.call.call for pending in batch])
@@ -140,7 +154,7 @@ class Engine:
             for pending, outcome in zip(batch, outcomes, strict=True):
                 if outcome is not None:
                     self._resume(pending.call.runner, outcome)
-        return bool(len(self._coalescing) or self._inbox)
+        return bool(len(self._coalescing) or self._inbox or self._answers)
 
     def _resume(self, runner: _Runner, outcome: Outcome) -> None:
         """Lets a request go on, with the result of its call, until its next call or its end."""
@@ -150,7 +164,7 @@ class Engine:
             self._switch(runner, runner.switch, outcome.value)
 
     def _switch(self, runner: _Runner, switch: Callable[..., Any], *values: Any) -> None:
-        runner.pending = None
+        runner.pending, runner.is_parked = None, False
         runner.changes.put_on()
         try:
             told = switch(*values)
@@ -162,6 +176,8 @@ class Engine:
             runner.changes.take_off()
         if runner.dead:
             self._end(runner, Outcome(told))
+        elif told is None:
+            runner.is_parked = True
         else:
             self._add(runner, *told)
 

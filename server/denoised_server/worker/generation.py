@@ -23,11 +23,12 @@ from denoised.errors import (
     PipelineRejectedError,
 )
 from denoised.values import Artifact, Plain
-from denoised_server.messages import Finished, Generate, Output, Progress
+from denoised_server.messages import Finished, Generate, Output, Progress, StepEnd
 from diffusers import DiffusionPipeline
 from PIL import Image
 
 from .batches import Costs
+from .callbacks import Callbacks
 from .observations import Observations
 from .quotation import quote
 
@@ -44,11 +45,18 @@ class Steps:
 
     Steps are those of the request's own noise schedulers, which every family has; how many there will be is said by the
     progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none. The first step and
-    the last are always told, those between no more often than every `interval` seconds.
+    the last are always told, those between no more often than every `interval` seconds. `ended` gets the timestep and
+    the result of each step of a noise scheduler, and returns the result to go on with.
     """
 
-    def __init__(self, emit: Callable[[Progress], None], step_seconds: Observations, interval: float) -> None:
-        self._emit, self._step_seconds, self._interval = emit, step_seconds, interval
+    def __init__(
+        self,
+        emit: Callable[[Progress], None],
+        step_seconds: Observations,
+        interval: float,
+        ended: Callable[[Any, Any], Any],
+    ) -> None:
+        self._emit, self._step_seconds, self._interval, self._ended = emit, step_seconds, interval, ended
         self._told = -math.inf
         self._done = self._before = self._calls = self._stage = 0
         self._last: float | None = None
@@ -60,7 +68,7 @@ class Steps:
         def counting(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             self._stepped(scheduler)
-            return result
+            return self._ended(kwargs.get("timestep", args[1] if len(args) > 1 else None), result)
 
         scheduler.step = counting
 
@@ -112,11 +120,13 @@ class Generation:
         command: Generate,
         pipeline: DiffusionPipeline,
         device: torch.device,
-        emit: Callable[[Progress], None],
+        emit: Callable[[Progress | StepEnd], None],
         step_seconds: Observations,
     ) -> None:
         self._command, self._pipeline, self._device = command, pipeline, device
-        self._steps = Steps(emit, step_seconds, command.progress_interval)
+        self._callbacks = Callbacks(command.callbacks, pipeline, emit)
+        self._steps = Steps(emit, step_seconds, command.progress_interval, self._step_ended)
+        self._view = pipeline
         self._generators: list[torch.Generator] = []
         self._arguments: dict[str, Any] = {}
         self._began = 0.0
@@ -130,7 +140,8 @@ class Generation:
         generator: Any = self._generators
         if len(self._generators) == 1:
             generator = self._generators[0]
-        self._arguments = arguments | {
+        self._arguments = arguments | self._callbacks.arguments()
+        self._arguments |= {
             "generator": generator,
             "output_type": self._command.output_type,
             "return_dict": True,
@@ -140,7 +151,8 @@ class Generation:
         """On the engine's thread: diffusers' own call, on a view of the pipeline that is this request's alone."""
         self._began = time.perf_counter()
         try:
-            return _view(self._pipeline, self._steps, {})(**self._arguments)
+            self._view = _view(self._pipeline, self._steps, {})
+            return self._view(**self._arguments)
         finally:
             self._run_seconds = time.perf_counter() - self._began
 
@@ -149,6 +161,9 @@ class Generation:
         values = _fields(result).values()
         arrays = [value for value in values if isinstance(value, torch.Tensor | np.ndarray)]
         return not any(_are_images(value) for value in values) and sum(array.nbytes for array in arrays) <= RAW_BYTES
+
+    def _step_ended(self, timestep: Any, result: Any) -> Any:
+        return self._callbacks.stepped(self._view, timestep, result)
 
     def encode(self, result: Any, costs: Costs) -> Iterator[Output | Finished]:
         """Encodes each output; ends with what else there is to say."""

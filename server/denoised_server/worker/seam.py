@@ -51,6 +51,10 @@ class Caller(greenlet.greenlet):
         """Hands the call to the engine, and returns with its result."""
         raise NotImplementedError
 
+    def park(self) -> Any:
+        """Sleeps until somebody outside wakes the request, and returns with what they brought. Others go on."""
+        raise NotImplementedError
+
     def inline(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the call at once. What a component sets on itself meanwhile is its own, as in any call."""
         overlay, self.overlay = self.overlay, None
@@ -86,12 +90,12 @@ def _yielding(method: Method) -> Callable[..., Any]:
         caller = greenlet.getcurrent()
         if not isinstance(caller, Caller) or caller.overlay is None:
             return method.original(*args, **kwargs)
-        return caller.call(method, args, kwargs) if _switchable() else caller.inline(method, args, kwargs)
+        return caller.call(method, args, kwargs) if switchable() else caller.inline(method, args, kwargs)
 
     return call
 
 
-def _switchable() -> bool:
+def switchable() -> bool:
     """Whether torch's modes on this thread are the engine's own.
 
     A mode that a pipeline entered around a call, such as autocast, would reach every request on the thread if the call

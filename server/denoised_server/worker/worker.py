@@ -34,6 +34,7 @@ from denoised_server.messages import (
     Loaded,
     Output,
     Ready,
+    Reply,
     Snapshot,
     Unload,
     Unloaded,
@@ -48,6 +49,7 @@ from . import host_memory, noise_schedulers, overlay, signature
 from .adaptation import Adaptation
 from .adapters import Adapted, AdapterStore
 from .batches import Outcome
+from .callbacks import Answer
 from .components import ComponentStore
 from .configuration import with_noise_scheduler
 from .construction import Construction
@@ -114,6 +116,8 @@ class Worker:
         self._adapting = ThreadPoolExecutor(1, "adapters")
         self._controls = ThreadPoolExecutor(1, "control")
         self._media = ThreadPoolExecutor(2, "media")
+        # Requests sleep until theirs is there: it waits for no encoding and no unload.
+        self._replies = ThreadPoolExecutor(1, "reply")
 
     def ready(self) -> Ready:
         cuda = self._device.type == "cuda"
@@ -143,11 +147,13 @@ class Worker:
             case Generate():
                 if command.adapters is not None:
                     self._adapting.submit(self._prepare, task, command)
-                elif _is_plain(command.arguments):
+                elif _is_plain(command.arguments) and command.noise_scheduler is None:
                     # A thread would take longer to wake than this takes.
                     self._prepare(task, command)
                 else:
                     self._media.submit(self._prepare, task, command)
+            case Reply():
+                self._replies.submit(self._answer, task, lambda: self._reply(command))
             case Watch():
                 work = partial(self._answer, task, lambda: self._watch(task, command))
                 threading.Thread(target=work, name="watch", daemon=True).start()
@@ -296,6 +302,18 @@ class Worker:
         adaptation = Adaptation().using(command.adapters, self._adapters.find)
         task.adapted = self._adapters.adapt(live.pipeline, adaptation, command.pipeline)
         return task.adapted.pipeline
+
+    def _reply(self, command: Reply) -> Sequence[Event]:
+        with self._lock:
+            talking = [
+                task.request
+                for task in self._tasks.values()
+                if isinstance(task.command, Generate) and task.command.conversation == command.conversation
+            ]
+        for request in talking:
+            if request is not None:
+                self._engine.wake(request, Answer(command))
+        return ()
 
     def _finish(self, task: _Task, generation: Generation, request: Request, outcome: Outcome) -> None:
         """On the engine's thread: encodes what came out there only where that takes less than waking another."""
