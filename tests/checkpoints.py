@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -70,6 +71,16 @@ def tiny_vae(**overrides: object) -> AutoencoderKL:
         "up_block_types": ("UpDecoderBlock2D",) * 4,
     }
     return AutoencoderKL(**(arguments | overrides))
+
+
+def controlnet(folder: Path, *, seed: int = 0) -> Path:
+    """A ControlNetModel for what `stable_diffusion` makes. It is told to do something, unlike a fresh one."""
+    torch.manual_seed(seed)
+    net = ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(8, 8, 8, 8))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    net.save_pretrained(folder)
+    return folder
 
 
 def ddim() -> DDIMScheduler:

@@ -6,14 +6,17 @@
     image = pipe("a red apple", num_inference_steps=25).images[0]
 
 A daemon holds the pipelines: start one with `denoised serve`, and name one elsewhere with DENOISED_TARGET or
-`Client("gpu-host:50051")`. `denoised.aio` is the same for asyncio; `denoised.errors` has everything that can go wrong.
+`Client("gpu-host:50051")`. `denoised.ControlNetModel`, and so every class of diffusers and transformers, names a
+component for the daemon to load. `denoised.aio` is the same for asyncio; `denoised.errors` has all that can go wrong.
 """
 
 from . import errors
 from .adapter import Adapter
 from .auto_pipeline import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from .client import Client, default_client
-from .description import Component, Memory
+from .component import Component
+from .component import reference_class_of as _reference_class_of
+from .description import LiveComponent, Memory
 from .errors import (
     DaemonUnreachableError,
     DeadlineExceededError,
@@ -41,6 +44,7 @@ __all__ = [
     "DeadlineExceededError",
     "DenoisedError",
     "InvalidRequestError",
+    "LiveComponent",
     "LoadError",
     "Memory",
     "Pipeline",
@@ -55,3 +59,8 @@ __all__ = [
     "default_client",
     "errors",
 ]
+
+
+def __getattr__(name: str) -> type[Component]:
+    """Classes of diffusers and transformers, such as `ControlNetModel`: references to components of theirs."""
+    return _reference_class_of(__name__, name, __all__)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import grpc
 
-from . import spec
+from . import component, spec
 from .channel import (
     MAX_MESSAGE_BYTES,
     SHORT_CALL_SECONDS,
@@ -137,7 +137,8 @@ class Client:
             revision: Branch, tag or commit. Defaults to "main".
             variant: Weight variant, such as "fp16".
             use_safetensors: True for safetensors files only, False for pickled files only, None for what is there.
-            overrides: Components to leave out (None) and constructor options to set, by name.
+            overrides: Components to leave out (None) or to take from elsewhere (a `Component`, or several in a list),
+                and constructor options to set, by name.
             ttl: How long the pipeline stays after its last use: seconds, a timedelta, or text such as "1h".
             pipeline_id: Id of the handle. Defaults to one that cannot be guessed.
             request_id: Makes sending the same load again safe, best a UUID.
@@ -159,7 +160,7 @@ class Client:
                 task=spec.task_number(task),
                 dtype=spec.dtype_number(dtype),
                 use_safetensors=use_safetensors,
-                overrides=spec.overrides(overrides or {}),
+                overrides=component.overrides(overrides or {}),
             ),
             ttl=None if ttl is None else to_duration(ttl),
             pipeline_id=pipeline_id,
@@ -211,7 +212,7 @@ class Client:
         request = pipeline_service_pb2.DerivePipelineRequest(
             source=spec.full_name(source if isinstance(source, str) else source.name),
             derivation=pipeline_service_pb2.Derivation(
-                task=spec.task_number(task), overrides=spec.overrides(overrides or {})
+                task=spec.task_number(task), overrides=component.overrides(overrides or {})
             ),
             ttl=None if ttl is None else to_duration(ttl),
             pipeline_id=pipeline_id,

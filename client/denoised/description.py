@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from .component import Component
 from .spec import TASK_NAMES, dtype_name
 from .units import format_bytes
 from .v1 import pipeline_service_pb2 as pb
@@ -14,12 +15,13 @@ from .v1 import pipeline_service_pb2 as pb
 RESIDENCIES = {pb.RESIDENCY_DEVICE: "device", pb.RESIDENCY_HOST: "host", pb.RESIDENCY_DISK: "disk"}
 
 
-@dataclass(frozen=True, slots=True)
-class Component:
-    """One part of a pipeline.
+@dataclass(frozen=True, slots=True, repr=False)
+class LiveComponent(Component):
+    """One part of a live pipeline. Given to another pipeline's `from_pretrained` or `from_pipe`, it shares its memory.
 
     Attributes:
-        role: Its role, such as "unet".
+        pipeline: The pipeline, "pipelines/{id}".
+        role: Its role, such as "unet"; "controlnet[1]" for the second of several in one role.
         class_name: Its class, such as "UNet2DConditionModel".
         digest: Identity of its content; empty for parts without weights.
         weight_bytes: Size of its weights; 0 for parts without weights.
@@ -28,13 +30,10 @@ class Component:
         residency: Where its weights are: "device", "host" or "disk"; empty for parts without weights.
     """
 
-    role: str
-    class_name: str
-    digest: str
-    weight_bytes: int
-    dtype: str
-    sharers: int
-    residency: str
+    digest: str = ""
+    weight_bytes: int = 0
+    sharers: int = 0
+    residency: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,10 @@ class Memory:
     shared_bytes: int
 
 
-def describe_components(info: pb.Pipeline) -> dict[str, Component]:
+def describe_components(info: pb.Pipeline) -> dict[str, LiveComponent]:
     return {
-        part.role: Component(
+        part.role: LiveComponent(
+            pipeline=info.name,
             role=part.role,
             class_name=part.class_name,
             digest=part.digest,
@@ -118,7 +118,7 @@ def as_html(info: pb.Pipeline, target: str) -> str:
     return f"<p><code>{html.escape(as_text(info, target))}</code></p><table><tr>{heads}</tr>{rows}</table>"
 
 
-def _row(part: Component) -> tuple[str, ...]:
+def _row(part: LiveComponent) -> tuple[str, ...]:
     if not part.weight_bytes:
         return part.role, part.class_name, "", "", ""
     return part.role, part.class_name, format_bytes(part.weight_bytes), part.dtype, f"{part.sharers}"

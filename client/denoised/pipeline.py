@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from . import description
 from .adapter import Adapters
 from .call import Call
-from .description import Component, Memory
+from .description import LiveComponent, Memory
 from .errors import DenoisedError
 from .progress import DenoisingBar
 from .result import PipelineOutput
@@ -174,8 +174,8 @@ class Pipeline:
         return list(self._info.parameters)
 
     @property
-    def components(self) -> dict[str, Component]:
-        """Its parts by role, with content digest, size and how many pipelines share each."""
+    def components(self) -> dict[str, LiveComponent]:
+        """Its parts by role, with content digest, size and how many pipelines share each; others can be given them."""
         return description.describe_components(self.refresh()._info)
 
     @property

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidFieldError, UnsupportedError
+from .errors import InvalidFieldError
 from .v1 import artifact_pb2, pipeline_service_pb2
-from .values import DTYPE_NAMES, DTYPES, to_proto
+from .values import DTYPE_NAMES, DTYPES
 
 TASKS = {
     "text-to-image": pipeline_service_pb2.TASK_TEXT_TO_IMAGE,
@@ -91,13 +91,16 @@ def one_of(names: Sequence[str] | Mapping[str, object]) -> str:
     return "Use one of " + ", ".join(names) + "."
 
 
-def source(pretrained_model_or_path: str | os.PathLike[str]) -> str:
-    """Directories become absolute, as the daemon has another working directory; other names stay as they are."""
+def source(pretrained_model_or_path: str | os.PathLike[str], markers: Sequence[str] = ("model_index.json",)) -> str:
+    """Directories become absolute, as the daemon has another working directory; other names stay as they are.
+
+    A directory that is named like a repository is one when it has one of the `markers`.
+    """
     text = os.fspath(pretrained_model_or_path)
     path = Path(text)
     is_path = isinstance(pretrained_model_or_path, os.PathLike) or text.startswith((".", "/"))
     # A directory that merely shares its name with a repository or an embedded model is not meant.
-    if is_path or (path / "model_index.json").is_file():
+    if is_path or any((path / marker).is_file() for marker in markers):
         return str(path.absolute().resolve())
     return text
 
@@ -105,22 +108,6 @@ def source(pretrained_model_or_path: str | os.PathLike[str]) -> str:
 def full_name(name: str) -> str:
     """Ids alone are taken for handles."""
     return name if not name or "/" in name else f"pipelines/{name}"
-
-
-def overrides(values: Mapping[str, Any]) -> dict[str, pipeline_service_pb2.Override]:
-    """Raises UnsupportedError for objects that live in this process."""
-    return {role: _override(role, value) for role, value in values.items()}
-
-
-def _override(role: str, value: Any) -> pipeline_service_pb2.Override:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return pipeline_service_pb2.Override(value=to_proto(value))
-    raise UnsupportedError(
-        f"{role}: a {type(value).__name__} lives in this process and cannot be sent to the daemon yet.",
-        hint="None leaves a component out; a number, a truth value or a text sets the option of that name.",
-    )
 
 
 def split_load_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

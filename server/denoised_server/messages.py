@@ -36,15 +36,27 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ComponentSource:
-    """Names the weights of one component."""
+    """Names one component; mirrors `denoised.v1.ComponentSource`.
 
-    repo_id: str
+    Its weights are in a repository, or it is the part `role` of a live `pipeline`, which is turned into the repository
+    that it came from before it becomes part of a recipe, or it has no weights and is built from `config`. `class_name`
+    is empty for the class that the repository names, `dtype` for the pipeline's own.
+    """
+
+    repo_id: str = ""
     subfolder: str = ""
     revision: str = ""
     variant: str = ""
+    class_name: str = ""
+    pipeline: str = ""
+    role: str = ""
+    config: Mapping[str, Plain] = field(default_factory=dict)
+    dtype: str = ""
+    use_safetensors: bool | None = None
 
 
-Override = Plain | ComponentSource
+# A tuple is several components in one role, as several ControlNets are.
+Override = Plain | ComponentSource | tuple[ComponentSource, ...]
 
 
 @dataclass(frozen=True, slots=True)

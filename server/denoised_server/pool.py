@@ -18,7 +18,7 @@ from denoised.errors import (
     WorkerLostError,
 )
 
-from . import callers, placement, recipes
+from . import callers, placement, recipes, references
 from .background import Background
 from .builds import Builds, Origin, answer
 from .condition import Condition
@@ -164,6 +164,7 @@ class Pool:
 
         Closing it early abandons the load, unless others wait for it or its request_id is sent again soon.
         """
+        spec = references.resolve(spec, self._reference, "spec")
         await self._wait_for_id(lease)
         handle = self._open(Recipe(spec), lease)
         linger = REJOIN_SECONDS if handle.request_id else 0.0
@@ -176,6 +177,7 @@ class Pool:
         yield self.get(handle.name)
 
     async def derive(self, source: str, derivation: Derivation, lease: Lease) -> PipelineView:
+        derivation = references.resolve(derivation, self._reference, "derivation")
         while True:
             await self._wait_for_id(lease)
             origin = self._handles.use(source, now=time.time(), field="source", caller=callers.current())
@@ -285,6 +287,11 @@ class Pool:
         )
 
     # Steps of the above
+
+    def _reference(self, pipeline: str) -> references.Origin:
+        handle = self._handles.use(pipeline, now=time.time(), field="pipeline", caller=callers.current())
+        roles = tuple(part.role for part in handle.loaded.components) if handle.loaded else ()
+        return references.Origin(handle.recipe, roles)
 
     def _check_open(self) -> None:
         if self._is_draining:

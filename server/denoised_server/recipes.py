@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import fields, replace
 
-from .messages import Derivation, NoiseScheduler, PipelineSettings, Recipe, Spec
+from .messages import ComponentSource, Derivation, NoiseScheduler, PipelineSettings, Recipe, Spec
 
 
 def identity(recipe: Recipe) -> Hashable:
@@ -24,8 +24,8 @@ def derive(recipe: Recipe, derivation: Derivation) -> Recipe:
 
 
 def shares_weights(one: Recipe, other: Recipe) -> bool:
-    """Whether the two are expected to have most of their components in common."""
-    return _weights(one.spec) == _weights(other.spec)
+    """Whether the two are expected to have components in common."""
+    return not _repositories(one).isdisjoint(_repositories(other))
 
 
 def resolve(recipe: Recipe, revision: str) -> Recipe:
@@ -33,9 +33,23 @@ def resolve(recipe: Recipe, revision: str) -> Recipe:
     return replace(recipe, spec=replace(recipe.spec, revision=revision)) if revision else recipe
 
 
+def _repositories(recipe: Recipe) -> set[Hashable]:
+    """Where weights come from, as far as that decides what they are."""
+    found: set[Hashable] = {(recipe.spec.repo_id, _revision(recipe.spec), recipe.spec.dtype)}
+    for given in (recipe.spec.overrides, *(step.overrides for step in recipe.derivations)):
+        for override in given.values():
+            for source in override if isinstance(override, tuple) else (override,):
+                if isinstance(source, ComponentSource) and source.repo_id:
+                    found.add((source.repo_id, _revision(source), source.dtype or recipe.spec.dtype))
+    return found
+
+
+def _revision(source: Spec | ComponentSource) -> str:
+    return "" if source.revision == "main" else source.revision
+
+
 def _weights(spec: Spec) -> Hashable:
-    revision = "" if spec.revision == "main" else spec.revision
-    return spec.repo_id, revision, spec.variant, spec.dtype, spec.use_safetensors
+    return spec.repo_id, _revision(spec), spec.variant, spec.dtype, spec.use_safetensors
 
 
 def _freeze(value: object) -> Hashable:
@@ -44,7 +58,7 @@ def _freeze(value: object) -> Hashable:
             return frozenset((key, _freeze(item)) for key, item in value.items())
         case list() | tuple():
             return tuple(_freeze(item) for item in value)
-        case NoiseScheduler() | PipelineSettings():
+        case ComponentSource() | NoiseScheduler() | PipelineSettings():
             return type(value), tuple(_freeze(getattr(value, each.name)) for each in fields(value))
         case _:
             # With its type: True, 1 and 1.0 are equal in Python and different to diffusers.

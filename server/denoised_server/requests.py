@@ -9,18 +9,17 @@ from dataclasses import fields, replace
 from denoised.errors import InvalidFieldError
 from denoised.units import from_duration
 from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2
-from denoised.values import DTYPES, Artifact, Plain, artifact_from_proto, from_proto
+from denoised.values import Artifact, Plain, artifact_from_proto, from_proto
 
+from . import overrides
 from .arguments import merge
 from .messages import (
     Adapter,
     AdapterSource,
     Callback,
-    ComponentSource,
     Derivation,
     Generate,
     NoiseScheduler,
-    Override,
     PipelineSettings,
     Reply,
     Spec,
@@ -28,8 +27,6 @@ from .messages import (
 from .pool import Lease
 from .updates import Change
 
-# Of the texts that say what to load.
-MAX_LENGTH = 1024
 MAX_ADAPTERS = 32
 TASKS: Mapping[int, str] = {
     pipeline_service_pb2.TASK_UNSPECIFIED: "",
@@ -37,7 +34,6 @@ TASKS: Mapping[int, str] = {
     pipeline_service_pb2.TASK_IMAGE_TO_IMAGE: "image-to-image",
     pipeline_service_pb2.TASK_INPAINTING: "inpainting",
 }
-WEIGHT_DTYPES: Mapping[int, str] = {DTYPES[name]: name for name in ("float32", "float16", "bfloat16", "float64")}
 
 
 def lease(
@@ -60,15 +56,14 @@ def ttl(
 
 def spec(request: pipeline_service_pb2.LoadPipelineRequest) -> Spec:
     message = request.spec
-    _check_repo_id(message.repo_id, "spec.repo_id")
     return Spec(
-        repo_id=message.repo_id,
-        revision=_text(message.revision, "spec.revision"),
-        variant=_text(message.variant, "spec.variant"),
+        repo_id=_repo_id(message.repo_id, "spec.repo_id"),
+        revision=overrides.text(message.revision, "spec.revision"),
+        variant=overrides.text(message.variant, "spec.variant"),
         task=_task(message.task, "spec.task"),
-        dtype=_dtype(message.dtype),
+        dtype=overrides.dtype(message.dtype, "spec.dtype", "float32"),
         use_safetensors=message.use_safetensors if message.HasField("use_safetensors") else None,
-        overrides=_overrides(message.overrides, "spec.overrides"),
+        overrides=overrides.parse(message.overrides, "spec.overrides"),
     )
 
 
@@ -77,7 +72,7 @@ def derivation(request: pipeline_service_pb2.DerivePipelineRequest) -> Derivatio
     task = _task(message.task, "derivation.task")
     if not task:
         raise InvalidFieldError.of("derivation.task", "it is not set.", hint="Say what to make of the pipeline.")
-    return Derivation(task, _overrides(message.overrides, "derivation.overrides"))
+    return Derivation(task, overrides.parse(message.overrides, "derivation.overrides"))
 
 
 def update(request: pipeline_service_pb2.UpdatePipelineRequest) -> Change:
@@ -155,7 +150,7 @@ async def replies(messages: AsyncIterator[generation_service_pb2.GenerateInterac
 def _noise_scheduler(message: artifact_pb2.NoiseScheduler, field: str) -> NoiseScheduler:
     config = message.config.entries if message.HasField("config") else None
     return NoiseScheduler(
-        _text(message.class_name, f"{field}.class_name"),
+        overrides.text(message.class_name, f"{field}.class_name"),
         None if config is None else {name: _value(value, f"{field}.config[{name}]") for name, value in config.items()},
         {name: _value(value, f"{field}.overrides[{name}]") for name, value in message.overrides.items()},
     )
@@ -178,19 +173,18 @@ def _adapter(message: adapter_pb2.Adapter, field: str) -> Adapter:
         scale = adapter_scale(_value(message.scale, f"{field}.scale"), f"{field}.scale")
     match message.WhichOneof("kind"):
         case "name":
-            return Adapter(_text(message.name, f"{field}.name"), scale=scale)
+            return Adapter(overrides.text(message.name, f"{field}.name"), scale=scale)
         case "source":
             return Adapter(source=adapter_source(message.source, f"{field}.source"), scale=scale)
     raise InvalidFieldError.of(field, "it is empty.", hint="Set a name or a source.")
 
 
 def adapter_source(message: adapter_pb2.AdapterSource, field: str) -> AdapterSource:
-    _check_repo_id(message.repo_id, f"{field}.repo_id")
     return AdapterSource(
-        message.repo_id,
-        _text(message.weight_name, f"{field}.weight_name"),
-        _text(message.subfolder, f"{field}.subfolder"),
-        _text(message.revision, f"{field}.revision"),
+        _repo_id(message.repo_id, f"{field}.repo_id"),
+        overrides.text(message.weight_name, f"{field}.weight_name"),
+        overrides.text(message.subfolder, f"{field}.subfolder"),
+        overrides.text(message.revision, f"{field}.revision"),
     )
 
 
@@ -216,16 +210,10 @@ def _forbids(batching: int) -> bool:
     return batching == generation_service_pb2.BATCHING_FORBID
 
 
-def _check_repo_id(repo_id: str, field: str) -> None:
+def _repo_id(repo_id: str, field: str) -> str:
     if not repo_id:
         raise InvalidFieldError.of(field, "it is empty.", hint="Name a repository, a directory or an embedded model.")
-    _text(repo_id, field)
-
-
-def _text(text: str, field: str) -> str:
-    if len(text) > MAX_LENGTH:
-        raise InvalidFieldError.of(field, f"it is longer than {MAX_LENGTH:,} characters.", hint="Send a shorter one.")
-    return text
+    return overrides.text(repo_id, field)
 
 
 def _task(task: int, field: str) -> str:
@@ -234,37 +222,6 @@ def _task(task: int, field: str) -> str:
             field, f"{task} is not a task that this daemon knows.", hint="Send a value of the enum Task."
         )
     return TASKS[task]
-
-
-def _dtype(dtype: int) -> str:
-    if dtype == artifact_pb2.DATA_TYPE_UNSPECIFIED:
-        return "float32"
-    if dtype not in WEIGHT_DTYPES:
-        names = ", ".join(WEIGHT_DTYPES.values())
-        raise InvalidFieldError.of("spec.dtype", "weights cannot be held in this type.", hint=f"Take {names}.")
-    return WEIGHT_DTYPES[dtype]
-
-
-def _overrides(overrides: Mapping[str, pipeline_service_pb2.Override], field: str) -> dict[str, Override]:
-    return {_text(role, field): _override(override, f"{field}[{role}]") for role, override in overrides.items()}
-
-
-def _override(override: pipeline_service_pb2.Override, field: str) -> Override:
-    match override.WhichOneof("kind"):
-        case "value":
-            if override.value.HasField("string_value"):
-                _text(override.value.string_value, field)
-            return _value(override.value, field)
-        case "component":
-            source = override.component
-            _check_repo_id(source.repo_id, f"{field}.repo_id")
-            return ComponentSource(
-                source.repo_id,
-                _text(source.subfolder, f"{field}.subfolder"),
-                _text(source.revision, f"{field}.revision"),
-                _text(source.variant, f"{field}.variant"),
-            )
-    raise InvalidFieldError.of(field, "it is empty.", hint="Set a value or a component.")
 
 
 def _artifact(message: artifact_pb2.Artifact, field: str) -> Artifact:

@@ -9,17 +9,15 @@ from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_p
 from denoised.values import DTYPES, artifact_to_proto, to_proto
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from . import callers
+from . import callers, overrides
 from .generations import GenerationEvent, Queued, Summary
 from .handles import State
 from .messages import (
     Component,
-    ComponentSource,
     Derivation,
     LoadProgress,
     NoiseScheduler,
     Output,
-    Override,
     Parameter,
     PipelineSettings,
     Progress,
@@ -171,13 +169,13 @@ def _spec(spec: Spec) -> pipeline_service_pb2.PipelineSpec:
         task=TASK_NUMBERS[spec.task],
         dtype=DTYPES[spec.dtype],
         use_safetensors=spec.use_safetensors,
-        overrides={role: _override(value) for role, value in spec.overrides.items()},
+        overrides={role: overrides.message(value) for role, value in spec.overrides.items()},
     )
 
 
 def _derivation(step: Derivation) -> pipeline_service_pb2.Derivation:
-    overrides = {role: _override(value) for role, value in step.overrides.items()}
-    return pipeline_service_pb2.Derivation(task=TASK_NUMBERS[step.task], overrides=overrides)
+    given = {role: overrides.message(value) for role, value in step.overrides.items()}
+    return pipeline_service_pb2.Derivation(task=TASK_NUMBERS[step.task], overrides=given)
 
 
 def _settings(settings: PipelineSettings) -> pipeline_service_pb2.PipelineSettings:
@@ -191,18 +189,6 @@ def _noise_scheduler(scheduler: NoiseScheduler | None) -> artifact_pb2.NoiseSche
     for name, value in (scheduler.config or {}).items():
         message.config.entries[name].CopyFrom(to_proto(value))
     return message
-
-
-def _override(override: Override) -> pipeline_service_pb2.Override:
-    if isinstance(override, ComponentSource):
-        source = pipeline_service_pb2.ComponentSource(
-            repo_id=override.repo_id,
-            subfolder=override.subfolder,
-            revision=override.revision,
-            variant=override.variant,
-        )
-        return pipeline_service_pb2.Override(component=source)
-    return pipeline_service_pb2.Override(value=to_proto(override))
 
 
 def _component(view: ComponentView) -> pipeline_service_pb2.Component:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from denoised import errors, spec
+from denoised import component, errors, spec
 from denoised.v1 import artifact_pb2
 
 
@@ -96,8 +96,8 @@ def test_harmless_values_of_refused_arguments_pass() -> None:
 
 
 def test_objects_of_this_process_are_refused() -> None:
-    with pytest.raises(NotImplementedError, match="unet: a Linear lives in this process"):
-        spec.overrides({"unet": torch.nn.Linear(1, 1)})
+    with pytest.raises(NotImplementedError, match=r"unet: a .*Linear lives in this process"):
+        component.overrides({"unet": torch.nn.Linear(1, 1)})
 
 
 def test_a_derived_pipeline_keeps_the_element_type() -> None:

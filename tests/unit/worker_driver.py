@@ -81,8 +81,8 @@ class Driver:
         loaded: Loaded = self.start(Load(name, Recipe(Spec(str(folder), task=task, **spec)))).result()[-1]
         return loaded
 
-    def derive(self, name: str, source: str, task: str) -> Loaded:
-        loaded: Loaded = self.start(Derive(name, source, Derivation(task))).result()[-1]
+    def derive(self, name: str, source: str, task: str, **derivation: Any) -> Loaded:
+        loaded: Loaded = self.start(Derive(name, source, Derivation(task, **derivation))).result()[-1]
         return loaded
 
     def unload(self, name: str) -> int:

@@ -37,8 +37,9 @@ class _AutoPipeline:
             **kwargs: `torch_dtype` or `dtype` (a torch.dtype or its name; float32 by default), `variant`, `revision`,
                 `use_safetensors`; `ttl` (how long it stays after its last use: seconds or "1h"), `pipeline_id`,
                 `request_id`, `shared`, `timeout`; and replacements of components and constructor options by name, such
-                as `safety_checker=None`, `requires_safety_checker=False`. Naming `controlnet` selects the ControlNet
-                class, as in diffusers.
+                as `safety_checker=None`, `requires_safety_checker=False`,
+                `controlnet=denoised.ControlNetModel.from_pretrained(…)`, `vae=other_pipe.components["vae"]`, or a noise
+                scheduler of diffusers. Naming `controlnet` selects the ControlNet class, as in diffusers.
 
         Returns:
             The pipeline, ready to run.
@@ -58,7 +59,10 @@ class _AutoPipeline:
 
     @classmethod
     async def from_pipe(cls, pipeline: AsyncPipeline, **kwargs: Any) -> AsyncPipeline:
-        """Makes a pipeline for this task from the components of another one, without new memory in the daemon.
+        """Makes a pipeline for this task from the components of another one, without new memory in the daemon but for
+        components that are given.
+
+        Its noise scheduler is its own, where in diffusers both pipelines share one.
 
         Args:
             pipeline: A pipeline of this package. Either may be unloaded first.

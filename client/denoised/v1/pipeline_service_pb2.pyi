@@ -304,7 +304,7 @@ class PipelineSpec(google.protobuf.message.Message):
     @property
     def overrides(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Override]:
         """Components and constructor options to put in place of the checkpoint's own, by role: `safety_checker` null,
-        `requires_safety_checker` false, `vae` from another repository. Naming `controlnet` selects the ControlNet class,
+        `requires_safety_checker` false, `vae` from another repository, `scheduler` from a configuration. Naming `controlnet` selects the ControlNet class,
         as in diffusers.
         """
 
@@ -333,6 +333,7 @@ class Override(google.protobuf.message.Message):
 
     VALUE_FIELD_NUMBER: builtins.int
     COMPONENT_FIELD_NUMBER: builtins.int
+    COMPONENTS_FIELD_NUMBER: builtins.int
     @property
     def value(self) -> denoised.v1.artifact_pb2.Value:
         """A plain value: null leaves the component out, a scalar sets the option of that name. Texts have at most 1,024
@@ -341,38 +342,109 @@ class Override(google.protobuf.message.Message):
 
     @property
     def component(self) -> global___ComponentSource:
-        """Weights from elsewhere."""
+        """A component from elsewhere."""
+
+    @property
+    def components(self) -> global___ComponentList:
+        """Several components in one role, as several ControlNets are. At least one, at most 16."""
 
     def __init__(
         self,
         *,
         value: denoised.v1.artifact_pb2.Value | None = ...,
         component: global___ComponentSource | None = ...,
+        components: global___ComponentList | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["component", b"component", "kind", b"kind", "value", b"value"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["component", b"component", "kind", b"kind", "value", b"value"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["value", "component"] | None: ...
+    def HasField(self, field_name: typing.Literal["component", b"component", "components", b"components", "kind", b"kind", "value", b"value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["component", b"component", "components", b"components", "kind", b"kind", "value", b"value"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["value", "component", "components"] | None: ...
 
 global___Override = Override
 
 @typing.final
-class ComponentSource(google.protobuf.message.Message):
-    """Names the weights of one component."""
+class ComponentList(google.protobuf.message.Message):
+    """Several components in one role."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMPONENTS_FIELD_NUMBER: builtins.int
+    @property
+    def components(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ComponentSource]:
+        """Required. In the order in which the pipeline is given them."""
+
+    def __init__(
+        self,
+        *,
+        components: collections.abc.Iterable[global___ComponentSource] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["components", b"components"]) -> None: ...
+
+global___ComponentList = ComponentList
+
+@typing.final
+class ComponentSource(google.protobuf.message.Message):
+    """Names one component: from a repository, of a live pipeline, or without weights from its configuration alone."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ConfigEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
     REPO_ID_FIELD_NUMBER: builtins.int
     SUBFOLDER_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     VARIANT_FIELD_NUMBER: builtins.int
+    CLASS_NAME_FIELD_NUMBER: builtins.int
+    PIPELINE_FIELD_NUMBER: builtins.int
+    ROLE_FIELD_NUMBER: builtins.int
+    CONFIG_FIELD_NUMBER: builtins.int
+    DTYPE_FIELD_NUMBER: builtins.int
+    USE_SAFETENSORS_FIELD_NUMBER: builtins.int
     repo_id: builtins.str
-    """Required. Repository on the Hub, directory the daemon may read, or embedded model."""
+    """Repository on the Hub, directory the daemon may read, or embedded model. One of `repo_id`, `pipeline` and `config`
+    is required.
+    """
     subfolder: builtins.str
     """Folder inside the repository. At most 1,024 characters. Defaults to none."""
     revision: builtins.str
     """Branch, tag or commit. At most 1,024 characters. Defaults to "main"."""
     variant: builtins.str
     """Weight variant. At most 1,024 characters. Defaults to the plain weights."""
+    class_name: builtins.str
+    """Class of diffusers or transformers to build it as, such as "ControlNetModel". At most 1,024 characters. Defaults to
+    the class that the repository names; required with `config` alone.
+    """
+    pipeline: builtins.str
+    """Live pipeline that has the component, in the form "pipelines/{id}", instead of `repo_id`. The new pipeline shares
+    its memory and does not depend on it: in `spec` and `derivations` it is returned as the repository it came from.
+    """
+    role: builtins.str
+    """Role of the component in that pipeline. At most 1,024 characters. Required with `pipeline`."""
+    dtype: denoised.v1.artifact_pb2.DataType.ValueType
+    """Element type to hold its weights in. Defaults to the pipeline's."""
+    use_safetensors: builtins.bool
+    """As in PipelineSpec."""
+    @property
+    def config(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """Configuration by name. A noise scheduler needs nothing else; with `repo_id` it replaces entries of the
+        configuration there. Refused for components with weights. Defaults to none.
+        """
+
     def __init__(
         self,
         *,
@@ -380,8 +452,16 @@ class ComponentSource(google.protobuf.message.Message):
         subfolder: builtins.str = ...,
         revision: builtins.str = ...,
         variant: builtins.str = ...,
+        class_name: builtins.str = ...,
+        pipeline: builtins.str = ...,
+        role: builtins.str = ...,
+        config: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+        dtype: denoised.v1.artifact_pb2.DataType.ValueType = ...,
+        use_safetensors: builtins.bool | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["repo_id", b"repo_id", "revision", b"revision", "subfolder", b"subfolder", "variant", b"variant"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "use_safetensors", b"use_safetensors"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "class_name", b"class_name", "config", b"config", "dtype", b"dtype", "pipeline", b"pipeline", "repo_id", b"repo_id", "revision", b"revision", "role", b"role", "subfolder", b"subfolder", "use_safetensors", b"use_safetensors", "variant", b"variant"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_use_safetensors", b"_use_safetensors"]) -> typing.Literal["use_safetensors"] | None: ...
 
 global___ComponentSource = ComponentSource
 
@@ -441,7 +521,7 @@ class Component(google.protobuf.message.Message):
     SHARER_COUNT_FIELD_NUMBER: builtins.int
     RESIDENCY_FIELD_NUMBER: builtins.int
     role: builtins.str
-    """Role in the pipeline, such as "unet" or "text_encoder_2"."""
+    """Role in the pipeline, such as "unet" or "text_encoder_2"; "controlnet[1]" for the second of several in one role."""
     class_name: builtins.str
     """Its class, such as "UNet2DConditionModel"."""
     digest: builtins.str

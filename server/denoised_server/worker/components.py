@@ -67,12 +67,13 @@ class ComponentStore:
         with self._lock:
             return next((held for held in self._held.values() if held.module is module), None)
 
-    def release(self, user: str) -> list[Held]:
-        """The pipeline is gone; returns the components that nobody uses any more."""
-        gone = []
+    def release(self, user: str, keep: Iterable[nn.Module] = ()) -> list[Held]:
+        """The pipeline is gone, all but what is to keep; returns the components that nobody uses any more."""
+        gone, kept = [], {id(module) for module in keep}
         with self._lock:
             for digest, held in list(self._held.items()):
-                held.users.discard(user)
+                if id(held.module) not in kept:
+                    held.users.discard(user)
                 if not held.users:
                     gone.append(self._held.pop(digest))
         return gone

@@ -5,32 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from denoised.errors import DenoisedError, InvalidFieldError, NotAPipelineError, TaskNotSupportedError
-from denoised_server.messages import (
-    Component,
-    ComponentSource,
-    Derivation,
-    LoadProgress,
-    PipelineSettings,
-    Recipe,
-    Spec,
-)
+from denoised_server.messages import Component, Derivation, LoadProgress, PipelineSettings, Recipe, Spec
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
-from . import components, families, noise_schedulers, parts
+from . import components, families, noise_schedulers, overrides, parts
 from .components import ComponentStore
 from .configuration import configure
 from .construction import Construction
 from .ledger import Ledger
+from .overrides import Weightless
 from .parts import DIFFUSERS_DTYPE, Part
 from .quotation import quote
 from .sources import Sources
@@ -49,9 +42,15 @@ class Live:
     built: DiffusionPipeline
     pipeline: DiffusionPipeline
     task: str
+    dtype: torch.dtype
     components: tuple[Component, ...]
     revision: str = ""
     settings: PipelineSettings = field(default_factory=PipelineSettings)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Its components with weights."""
+        return [*overrides.modules(self.pipeline.components).values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Released:
 
 
 class Loader:
-    """Builds pipelines. One load at a time; deriving may go on beside it."""
+    """Builds pipelines. One at a time that has weights to read; deriving without any may go on beside it."""
 
     def __init__(
         self, store: ComponentStore, ledger: Ledger, sources: Sources, construction: Construction, device: torch.device
@@ -87,20 +86,38 @@ class Loader:
         try:
             live = self._load_spec(user, recipe.spec, progress, check_cancelled)
             for derivation in recipe.derivations:
-                live = self.derive(user, live, derivation, PipelineSettings())
+                live = self.derive(user, live, derivation, PipelineSettings(), progress, check_cancelled)
+            # What a derivation took out is not held for its sake.
+            self._release(user, keep=live.modules)
             return self.update(live, recipe.settings)
         except BaseException:
             self.release(user)
             raise
 
-    def derive(self, user: str, source: Live, derivation: Derivation | None, settings: PipelineSettings) -> Live:
-        """A pipeline for another task from a live one's components, as `from_pipe` makes it; a twin without one."""
-        if derivation is None:
-            built, task = source.built, source.task
-        else:
-            built, task = _from_pipe(source.built, derivation), derivation.task
-        live = self.update(Live(built, built, task, self._describe(built), source.revision), settings)
-        self._store.share(_modules(built).values(), user)
+    def derive(
+        self,
+        user: str,
+        source: Live,
+        derivation: Derivation | None,
+        settings: PipelineSettings,
+        progress: Callable[[LoadProgress], None],
+        check_cancelled: Callable[[], None],
+    ) -> Live:
+        """A pipeline for another task from a live one's components, as `from_pipe` makes it; a twin without one.
+
+        A failed or cancelled derivation leaves nothing behind for the handle `user`.
+        """
+        try:
+            if derivation is None:
+                built, task = source.built, source.task
+            else:
+                built, task = self._from_pipe(user, source, derivation, progress, check_cancelled), derivation.task
+            live = Live(built, built, task, source.dtype, self._describe(built), source.revision)
+            live = self.update(live, settings)
+        except BaseException:
+            self.release(user)
+            raise
+        self._store.share(live.modules, user)
         return live
 
     def update(self, live: Live, settings: PipelineSettings) -> Live:
@@ -115,7 +132,10 @@ class Loader:
 
     def release(self, user: str) -> Released:
         """Lets go of what only this handle uses."""
-        gone = self._store.release(user)
+        return self._release(user)
+
+    def _release(self, user: str, keep: Iterable[nn.Module] = ()) -> Released:
+        gone = self._store.release(user, keep)
         freed = sum(self._ledger.release(held.digest) for held in gone)
         return Released(freed, tuple(weakref.ref(held.module) for held in gone))
 
@@ -134,48 +154,116 @@ class Loader:
         class_name = str(index["_class_name"])
         self._sources.check_connected(source.folder)
         families.check_overrides(spec.overrides, class_name, index)
+        pipeline_class = getattr(diffusers, class_name, None)
+
+        def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
+            shared = {part.role: ready[part.role] for part in own if part.role in ready}
+            return loader.from_pretrained(
+                str(source.folder),
+                **{DIFFUSERS_DTYPE: dtype},
+                variant=spec.variant or None,
+                use_safetensors=spec.use_safetensors,
+                local_files_only=True,
+                **shared,
+                **overrides.arguments(spec.overrides, ready),
+            )
+
         try:
             own = parts.of_checkpoint(source.folder, index, spec, dtype, self._digests)
-            foreign = parts.of_overrides(spec, dtype, self._sources, self._digests)
-            # Acquired before they are planned: what is held now stays.
-            ready: dict[str, Any] = {part.role: self._store.acquire(part.digest, user) for part in [*own, *foreign]}
-            plan = self._ledger.plan({part.digest: part.memory_bytes for part in [*own, *foreign]})
-            reservation = self._ledger.reserve(plan)
-            measured: dict[str, int] = {}
-            try:
-                report = _Report([*own, *foreign], plan.shared_bytes, progress, check_cancelled)
-                with self._construction.loading(), report:
-                    for part in foreign:
-                        if ready[part.role] is None:
-                            ready[part.role] = report.over(part.role, partial(part.load, dtype))
-                    given = {role: module for role, module in ready.items() if module is not None}
-                    given |= {
-                        name: value for name, value in spec.overrides.items() if not isinstance(value, ComponentSource)
-                    }
-                    pipeline = loader.from_pretrained(
-                        str(source.folder),
-                        **{DIFFUSERS_DTYPE: dtype},
-                        variant=spec.variant or None,
-                        use_safetensors=spec.use_safetensors,
-                        local_files_only=True,
-                        **given,
-                    )
-                check_cancelled()
-                progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
-                self._hold(user, pipeline, [*own, *foreign], measured)
-            finally:
-                self._ledger.settle(reservation, measured)
+            foreign = overrides.find(spec.overrides, pipeline_class, dtype, self._sources, self._digests)
+            pipeline = self._build(user, {}, own, foreign, make, progress, check_cancelled)
         except DenoisedError:
             raise
         except Exception as error:
             raise _load_error(spec, class_name, error) from None
         task = spec.task or families.task_of(pipeline)
-        return Live(pipeline, pipeline, task, self._describe(pipeline), source.revision)
+        return Live(pipeline, pipeline, task, dtype, self._describe(pipeline), source.revision)
+
+    def _from_pipe(
+        self,
+        user: str,
+        source: Live,
+        derivation: Derivation,
+        progress: Callable[[LoadProgress], None],
+        check_cancelled: Callable[[], None],
+    ) -> DiffusionPipeline:
+        class_name = type(source.built).__name__
+        families.check_overrides(derivation.overrides, class_name, source.built.config)
+
+        def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
+            given = overrides.arguments(derivation.overrides, ready)
+            return families.auto_class(derivation.task).from_pipe(source.built, **given)
+
+        try:
+            foreign = overrides.find(
+                derivation.overrides, type(source.built), source.dtype, self._sources, self._digests
+            )
+            kept = {
+                part.digest: part.weight_bytes
+                for part in source.components
+                if part.digest and part.role.partition("[")[0] not in derivation.overrides
+            }
+            return self._build(user, kept, [], foreign, make, progress, check_cancelled)
+        except DenoisedError:
+            raise
+        except ValueError as error:
+            raise TaskNotSupportedError(
+                f"A {class_name} cannot be made into a pipeline for {derivation.task}: {quote(error)}.",
+                hint=families.supported(class_name),
+            ) from None
+        except Exception as error:
+            logger.debug("deriving failed", exc_info=error)
+            raise NotAPipelineError(
+                f"diffusers cannot make a pipeline for {derivation.task} of it: {quote(error)}.",
+                hint="Check that the components fit each other.",
+            ) from None
+
+    def _build(
+        self,
+        user: str,
+        kept: Mapping[str, int],
+        own: list[Part],
+        foreign: list[Part | Weightless],
+        make: Callable[[Mapping[str, Any]], DiffusionPipeline],
+        progress: Callable[[LoadProgress], None],
+        check_cancelled: Callable[[], None],
+    ) -> DiffusionPipeline:
+        """A pipeline with all its weights on the device and in the books.
+
+        `kept` are the bytes, by digest, of what it takes over from a live one. `make` is given what is loaded already,
+        by role.
+        """
+        weighing = [*own, *(part for part in foreign if isinstance(part, Part))]
+        # Acquired before they are planned: what is held now stays.
+        held = {part.digest: self._store.acquire(part.digest, user) for part in weighing}
+        plan = self._ledger.plan({**kept, **{part.digest: part.memory_bytes for part in weighing}})
+        reservation = self._ledger.reserve(plan)
+        measured: dict[str, int] = {}
+        try:
+            report = _Report(weighing, plan.shared_bytes - sum(kept.values()), progress, check_cancelled)
+            ready: dict[str, Any] = {}
+            with self._construction.loading(), report:
+                for part in foreign:
+                    if isinstance(part, Weightless):
+                        ready[part.role] = part.load()
+                    else:
+                        # One module for content that is named twice.
+                        held[part.digest] = held[part.digest] or report.over(part.role, part.load)
+                for part in weighing:
+                    if (module := held[part.digest]) is not None:
+                        ready[part.role] = module
+                pipeline = make(ready)
+            check_cancelled()
+            progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
+            self._hold(user, pipeline, weighing, measured)
+        finally:
+            self._ledger.settle(reservation, measured)
+        return pipeline
 
     def _hold(self, user: str, pipeline: DiffusionPipeline, found: list[Part], measured: dict[str, int]) -> None:
         """Moves what is new to the device and enters it into the store, under its content where files identify it."""
         digests = {part.role: part.digest for part in found}
-        for role, module in _modules(pipeline).items():
+        for role, module in overrides.modules(pipeline.components).items():
             if self._store.find(module) is not None:
                 continue
             digest = digests.get(role, f"object:{id(module):x}")
@@ -198,12 +286,16 @@ class Loader:
         for role, part in pipeline.components.items():
             if part is None:
                 continue
-            held = self._store.find(part) if isinstance(part, nn.Module) else None
-            component = Component(role, type(part).__name__)
-            if held is not None:
-                dtype = components.dtype_name(held.module)
-                component = Component(role, type(part).__name__, held.digest, held.weight_bytes, dtype)
-            described.append(component)
+            inner = overrides.modules({role: part})
+            if role not in inner:
+                described.append(Component(role, type(part).__name__))
+            for name, module in inner.items():
+                class_name = type(module).__name__
+                if (held := self._store.find(module)) is None:
+                    described.append(Component(name, class_name))
+                else:
+                    dtype = components.dtype_name(module)
+                    described.append(Component(name, class_name, held.digest, held.weight_bytes, dtype))
         return tuple(described)
 
 
@@ -242,31 +334,6 @@ class _Report:
     def __exit__(self, *_: object) -> None:
         if self._original is not None:
             pipeline_utils.load_sub_model = self._original
-
-
-def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
-    return {role: part for role, part in pipeline.components.items() if isinstance(part, nn.Module)}
-
-
-def _from_pipe(pipeline: DiffusionPipeline, derivation: Derivation) -> DiffusionPipeline:
-    class_name = type(pipeline).__name__
-    for name, override in derivation.overrides.items():
-        if isinstance(override, ComponentSource):
-            raise InvalidFieldError.of(
-                f"derivation.overrides[{name}]",
-                "a derived pipeline cannot bring weights of its own yet.",
-                hint="Name the component when loading instead.",
-            )
-    families.check_overrides(derivation.overrides, class_name, pipeline.config)
-    try:
-        return families.auto_class(derivation.task).from_pipe(pipeline, **derivation.overrides)
-    except ValueError as error:
-        if isinstance(error, DenoisedError):
-            raise
-        raise TaskNotSupportedError(
-            f"A {class_name} cannot be made into a pipeline for {derivation.task}: {quote(error)}.",
-            hint=families.supported(class_name),
-        ) from None
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from denoised.errors import NotAPipelineError
-from denoised_server.messages import ComponentSource, Spec
+from denoised_server.messages import Spec
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
-from . import weights
-from .sources import Sources
+from . import classes, weights
 from .weights import Digests
 
 # Newer versions of the libraries warn about the old name.
@@ -27,7 +24,10 @@ TRANSFORMERS_DTYPE = "dtype" if int(transformers.__version__.partition(".")[0]) 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A component with weights. `memory_bytes` is its size once loaded, by the headers of its files."""
+    """A component with weights. `memory_bytes` is its size once loaded, by the headers of its files.
+
+    `variant` is that of its files, and empty for plain ones.
+    """
 
     role: str
     digest: str
@@ -35,17 +35,18 @@ class Part:
     folder: Path
     class_name: str
     variant: str
+    use_safetensors: bool | None
+    dtype: torch.dtype
 
-    def load(self, dtype: torch.dtype) -> nn.Module:
+    def load(self) -> nn.Module:
         """The component by itself, as the class that its digest names."""
-        for library, argument in ((diffusers, DIFFUSERS_DTYPE), (transformers, TRANSFORMERS_DTYPE)):
-            if (found := getattr(library, self.class_name, None)) is not None:
-                options = {argument: dtype, "variant": self.variant or None, "local_files_only": True}
-                module: nn.Module = found.from_pretrained(str(self.folder), **options)
-                return module.eval()
-        raise NotAPipelineError(
-            f"The component for {self.role} is a {self.class_name}, which neither diffusers nor transformers has."
-        )
+        component_class = classes.find(self.class_name, f"overrides[{self.role}].class_name")
+        argument = DIFFUSERS_DTYPE if issubclass(component_class, diffusers.ModelMixin) else TRANSFORMERS_DTYPE
+        options: dict[str, Any] = {argument: self.dtype, "variant": self.variant or None, "local_files_only": True}
+        if self.use_safetensors is not None:
+            options["use_safetensors"] = self.use_safetensors
+        module: nn.Module = component_class.from_pretrained(str(self.folder), **options)
+        return module.eval()
 
 
 def of_checkpoint(
@@ -58,30 +59,12 @@ def of_checkpoint(
         if role in spec.overrides or not role.isidentifier() or not isinstance(entry, list) or len(entry) != 2:
             continue
         if isinstance(entry[1], str):
-            part = _part(role, folder / role, entry[1], spec.variant, spec.use_safetensors, dtype, digests)
+            part = of_folder(role, folder / role, entry[1], spec.variant, spec.use_safetensors, dtype, digests)
             parts += [part] if part is not None else []
     return parts
 
 
-def of_overrides(spec: Spec, dtype: torch.dtype, sources: Sources, digests: Digests) -> list[Part]:
-    """Parts that the spec takes from elsewhere."""
-    parts = []
-    for role, override in spec.overrides.items():
-        if not isinstance(override, ComponentSource):
-            continue
-        source = sources.component(
-            override.repo_id, subfolder=override.subfolder, revision=override.revision, variant=override.variant
-        )
-        config = json.loads((source.folder / "config.json").read_text())
-        class_name = config.get("_class_name") or next(iter(config.get("architectures") or ["?"]))
-        part = _part(role, source.folder, class_name, override.variant, None, dtype, digests)
-        if part is None:
-            raise NotAPipelineError(f"The component for {role} has no weight files.")
-        parts.append(part)
-    return parts
-
-
-def _part(
+def of_folder(
     role: str,
     folder: Path,
     class_name: str,
@@ -90,6 +73,7 @@ def _part(
     dtype: torch.dtype,
     digests: Digests,
 ) -> Part | None:
+    """The part in a folder; None when there are no weights in it."""
     files = weights.find(folder, variant=variant, use_safetensors=use_safetensors, item_bytes=dtype.itemsize)
     if not files:
         return None
@@ -99,4 +83,5 @@ def _part(
         class_name=class_name,
         dtype=str(dtype).removeprefix("torch."),
     )
-    return Part(role, digest, sum(file.memory_bytes for file in files), folder, class_name, variant)
+    size = sum(file.memory_bytes for file in files)
+    return Part(role, digest, size, folder, class_name, files[0].variant, use_safetensors, dtype)

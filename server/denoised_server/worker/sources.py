@@ -62,16 +62,21 @@ class Sources:
             )
         return source
 
-    def component(self, repo_id: str, *, subfolder: str = "", revision: str = "", variant: str = "") -> Source:
-        """The folder of one component."""
+    def component(
+        self, repo_id: str, *, subfolder: str = "", revision: str = "", variant: str = "", configs: Iterable[str]
+    ) -> Source:
+        """The folder of one component, which has one of these configuration files."""
         source = self._local(repo_id)
         if source is None:
             source = self._download(repo_id, revision=revision, variant=variant, use_safetensors=None)
         folder = (source.folder / subfolder).resolve()
         if not folder.is_relative_to(source.folder.resolve()):
             raise SourceNotAllowedError(f"{subfolder!r} leads out of {repo_id!r}.", hint="Name a folder inside it.")
-        if not (folder / "config.json").is_file():
-            raise NotAPipelineError(f"There is no component in {subfolder or '.'!r} of {repo_id!r}: no config.json.")
+        if not any((folder / config).is_file() for config in configs):
+            raise NotAPipelineError(
+                f"There is no component in {subfolder or '.'!r} of {repo_id!r}: it has no configuration file.",
+                hint="Name the folder of the component as `subfolder`.",
+            )
         return Source(folder, source.revision)
 
     def adapter(self, wanted: AdapterSource) -> Source:

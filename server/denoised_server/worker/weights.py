@@ -39,6 +39,11 @@ class WeightFile:
     path: Path
     memory_bytes: int
 
+    @property
+    def variant(self) -> str:
+        """ "fp16" of "model.fp16-00001-of-00002.safetensors"; empty for plain files."""
+        return _variant(self.path)
+
 
 def find(folder: Path, *, variant: str, use_safetensors: bool | None, item_bytes: int) -> list[WeightFile]:
     """Weight files that diffusers would read in a component's folder; empty for a component without weights.
@@ -59,7 +64,6 @@ def find(folder: Path, *, variant: str, use_safetensors: bool | None, item_bytes
 
 
 def _variant(path: Path) -> str:
-    """ "fp16" of "model.fp16-00001-of-00002.safetensors"; empty for plain files."""
     return SHARD.sub("", path.stem).partition(".")[2]
 
 

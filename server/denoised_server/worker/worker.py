@@ -58,6 +58,7 @@ from .generation import STEP_SECONDS_BOUNDS, Generation, failure
 from .ledger import Ledger
 from .loading import Live, Loader
 from .observations import Observations
+from .overrides import bring_weights
 from .sources import EMBEDDED, Sources
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,10 @@ class Worker:
             case Load():
                 self._loads.submit(self._answer, task, lambda: self._load(task, command))
             case Derive():
-                self._controls.submit(self._answer, task, lambda: self._derive(task, command))
+                # What reads weights takes its turn with loads.
+                has_weights = command.derivation is not None and bring_weights(command.derivation.overrides)
+                executor = self._loads if has_weights else self._controls
+                executor.submit(self._answer, task, lambda: self._derive(task, command))
             case Update():
                 self._controls.submit(self._answer, task, lambda: self._update(task, command))
             case Unload():
@@ -209,10 +213,21 @@ class Worker:
         return live
 
     def _load(self, task: _Task, command: Load) -> Sequence[Event]:
+        return self._bring(task, lambda check: self._loader.load(command.pipeline, command.recipe, task.emit, check))
+
+    def _derive(self, task: _Task, command: Derive) -> Sequence[Event]:
+        source, name = self._find(command.source), command.pipeline
+        return self._bring(
+            task,
+            lambda check: self._loader.derive(name, source, command.derivation, command.settings, task.emit, check),
+        )
+
+    def _bring(self, task: _Task, build: Callable[[Callable[[], None]], Live]) -> Sequence[Event]:
+        """Has a pipeline built and makes it known."""
         error: BaseException | None = None
         try:
-            live = self._loader.load(command.pipeline, command.recipe, task.emit, lambda: self._check_cancelled(task))
-            self._register(task, command.pipeline, live)
+            live = build(lambda: self._check_cancelled(task))
+            self._register(task, task.command.pipeline, live)
         except BaseException as raised:
             error = _bare(raised)
         if error is not None:
@@ -220,13 +235,6 @@ class Worker:
             _return_memory()
             self._report()
             raise error
-        self._report()
-        return (_loaded(live),)
-
-    def _derive(self, task: _Task, command: Derive) -> Sequence[Event]:
-        source = self._find(command.source)
-        live = self._loader.derive(command.pipeline, source, command.derivation, command.settings)
-        self._register(task, command.pipeline, live)
         self._report()
         return (_loaded(live),)
 
