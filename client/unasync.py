@@ -16,6 +16,7 @@ WORDS = {
     # Names
     "AsyncClient": "Client",
     "AsyncPipeline": "Pipeline",
+    "AsyncPipelineAdapters": "PipelineAdapters",
     "AsyncStream": "Stream",
     "AsyncGenerator[Event, None]": "Generator[Event, None, None]",
     "AsyncGenerator": "Generator",

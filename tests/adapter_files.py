@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
 TEXT_ATTENTION = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
@@ -30,3 +32,44 @@ def lora(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"format": "pt"})
     return path
+
+
+def textual_inversion(path: Path, token: str, *, width: int = 32, vectors: int = 1, seed: int = 0) -> Path:
+    """Learned embeddings of one token."""
+    tensor = torch.randn(vectors, width, generator=torch.Generator().manual_seed(seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({token: tensor if vectors > 1 else tensor[0]}, path)
+    return path
+
+
+def ip_adapter(folder: Path, unet: UNet2DConditionModel, *, seed: int = 0, width: int = 32) -> Path:
+    """An IP-Adapter with its image encoder beside it, for images of 32×32 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    cross = unet.config.cross_attention_dim
+    tensors = {
+        "image_proj.proj.weight": torch.randn(cross * 4, width, generator=generator),
+        "image_proj.proj.bias": torch.randn(cross * 4, generator=generator),
+        "image_proj.norm.weight": torch.ones(cross),
+        "image_proj.norm.bias": torch.zeros(cross),
+    }
+    number = 1
+    for name in unet.attn_processors:
+        if name.endswith("attn2.processor"):
+            hidden = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+            for part in ("to_k_ip", "to_v_ip"):
+                tensors[f"ip_adapter.{number}.{part}.weight"] = torch.randn(hidden, cross, generator=generator)
+            number += 2
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "ip-adapter.safetensors")
+    torch.manual_seed(seed)
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        projection_dim=width,
+        image_size=32,
+        patch_size=16,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    return folder

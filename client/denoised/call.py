@@ -37,6 +37,7 @@ class Call:
         media_type: str,
         quality: int | None,
         adapters: Adapters | None,
+        loaded_adapters: Sequence[str],
         target: str,
     ) -> None:
         named = arguments.by_name(parameters, positional, keywords)
@@ -55,7 +56,7 @@ class Call:
         if self._callback is None:
             self.request.progress_interval.CopyFrom(to_duration(BAR_SECONDS))
         if adapters is not None:
-            self.request.adapters.CopyFrom(adapter.select(adapters, ()))
+            self.request.adapters.CopyFrom(adapter.select(adapters, loaded_adapters))
         arguments.add_seeds(self.request, seed)
         self._generators: tuple[Any, ...] = ()
         if (generator := named.pop("generator", None)) is not None:

@@ -9,21 +9,22 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from . import description
+from . import adapter, description
 from .adapter import Adapters
 from .call import Call
 from .description import LiveComponent, Memory
 from .errors import DenoisedError
+from .pipeline_adapters import PipelineAdapters
 from .progress import DenoisingBar
 from .result import PipelineOutput
 from .units import Ttl
-from .v1 import pipeline_service_pb2
+from .v1 import adapter_pb2, pipeline_service_pb2
 
 if TYPE_CHECKING:
     from .client import Client
 
 
-class Pipeline:
+class Pipeline(PipelineAdapters):
     """A handle to a live diffusers pipeline; call it as you would call the pipeline.
 
     Get one from an Auto class or a client, never from here. `with pipe:` unloads it at the end.
@@ -122,6 +123,7 @@ class Pipeline:
             media_type=media_type,
             quality=quality,
             adapters=adapters,
+            loaded_adapters=[loaded.name for loaded in self._info.adapters],
             target=self._client.target,
         )
         config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
@@ -212,6 +214,11 @@ class Pipeline:
         Its running generations are finished first, or stopped with `force`.
         """
         return self._client.unload(self.name, force=force)
+
+    def _adapt(self, method: str, sources: Sequence[adapter_pb2.AdapterSource] = (), **arguments: Any) -> None:
+        calls = [*self._info.settings.adapters, adapter.call_message(method, sources, arguments)]
+        settings = pipeline_service_pb2.PipelineSettings(adapters=calls)
+        self._info = self._client.update(self.name, settings, ["adapters"])
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Returns itself, for programs written for diffusers: the daemon decides where the weights are.

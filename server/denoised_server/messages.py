@@ -97,25 +97,6 @@ class NoiseScheduler:
 
 
 @dataclass(frozen=True, slots=True)
-class PipelineSettings:
-    """What can be set on a live pipeline; what is not set is as the checkpoint has it."""
-
-    noise_scheduler: NoiseScheduler | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that is needed to build a pipeline again: what was loaded, what was derived from it, and what was set."""
-
-    spec: Spec
-    derivations: tuple[Derivation, ...] = ()
-    settings: PipelineSettings = PipelineSettings()
-
-
-# Adapters
-
-
-@dataclass(frozen=True, slots=True)
 class AdapterSource:
     """Names the file of an adapter; without `weight_name` the one that diffusers would choose."""
 
@@ -147,6 +128,23 @@ class Adapter:
     name: str = ""
     source: AdapterSource | None = None
     scale: Plain = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    """What can be set on a live pipeline; what is not set is as the checkpoint has it."""
+
+    noise_scheduler: NoiseScheduler | None = None
+    adapters: tuple[AdapterCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that is needed to build a pipeline again: what was loaded, what was derived from it, and what was set."""
+
+    spec: Spec
+    derivations: tuple[Derivation, ...] = ()
+    settings: PipelineSettings = PipelineSettings()
 
 
 # Commands. `pipeline` is a handle, "pipelines/{id}".
@@ -291,6 +289,17 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """A LoRA of a pipeline, with the SHA-256 of its file and the roles of the components that it has weights for."""
+
+    name: str
+    source: AdapterSource
+    digest: str
+    roles: tuple[str, ...]
+    is_active: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """A pipeline is live.
 
@@ -305,6 +314,7 @@ class Loaded:
     revision: str = ""
     settings: PipelineSettings = PipelineSettings()
     noise_scheduler: NoiseScheduler | None = None
+    adapters: tuple[LoadedAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import fields, replace
 
-from .messages import ComponentSource, Derivation, NoiseScheduler, PipelineSettings, Recipe, Spec
+from .messages import (
+    AdapterCall,
+    AdapterSource,
+    ComponentSource,
+    Derivation,
+    NoiseScheduler,
+    PipelineSettings,
+    Recipe,
+    Spec,
+)
 
 
 def identity(recipe: Recipe) -> Hashable:
@@ -58,7 +67,7 @@ def _freeze(value: object) -> Hashable:
             return frozenset((key, _freeze(item)) for key, item in value.items())
         case list() | tuple():
             return tuple(_freeze(item) for item in value)
-        case ComponentSource() | NoiseScheduler() | PipelineSettings():
+        case AdapterCall() | AdapterSource() | ComponentSource() | NoiseScheduler() | PipelineSettings():
             return type(value), tuple(_freeze(getattr(value, each.name)) for each in fields(value))
         case _:
             # With its type: True, 1 and 1.0 are equal in Python and different to diffusers.

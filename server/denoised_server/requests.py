@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import fields, replace
 
@@ -11,10 +10,11 @@ from denoised.units import from_duration
 from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2
 from denoised.values import Artifact, Plain, artifact_from_proto, from_proto
 
-from . import overrides
+from . import adapter_calls, overrides
 from .arguments import merge
 from .messages import (
     Adapter,
+    AdapterCall,
     AdapterSource,
     Callback,
     Derivation,
@@ -89,7 +89,8 @@ def update(request: pipeline_service_pb2.UpdatePipelineRequest) -> Change:
     noise = None
     if settings.HasField("noise_scheduler"):
         noise = _noise_scheduler(settings.noise_scheduler, "settings.noise_scheduler")
-    return Change(paths, PipelineSettings(noise))
+    adapters = [_adapter_call(call, f"settings.adapters[{index}]") for index, call in enumerate(settings.adapters)]
+    return Change(paths, PipelineSettings(noise, adapter_calls.compact(adapters)))
 
 
 def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
@@ -170,16 +171,17 @@ def _adapters(request: generation_service_pb2.GenerateRequest) -> tuple[Adapter,
 def _adapter(message: adapter_pb2.Adapter, field: str) -> Adapter:
     scale: Plain = 1.0
     if message.HasField("scale"):
-        scale = adapter_scale(_value(message.scale, f"{field}.scale"), f"{field}.scale")
+        scale = _value(message.scale, f"{field}.scale")
+        adapter_calls.scale(scale, f"{field}.scale")
     match message.WhichOneof("kind"):
         case "name":
             return Adapter(overrides.text(message.name, f"{field}.name"), scale=scale)
         case "source":
-            return Adapter(source=adapter_source(message.source, f"{field}.source"), scale=scale)
+            return Adapter(source=_adapter_source(message.source, f"{field}.source"), scale=scale)
     raise InvalidFieldError.of(field, "it is empty.", hint="Set a name or a source.")
 
 
-def adapter_source(message: adapter_pb2.AdapterSource, field: str) -> AdapterSource:
+def _adapter_source(message: adapter_pb2.AdapterSource, field: str) -> AdapterSource:
     return AdapterSource(
         _repo_id(message.repo_id, f"{field}.repo_id"),
         overrides.text(message.weight_name, f"{field}.weight_name"),
@@ -188,20 +190,14 @@ def adapter_source(message: adapter_pb2.AdapterSource, field: str) -> AdapterSou
     )
 
 
-def adapter_scale(value: Plain, field: str) -> Plain:
-    """Numbers, by component and block where there are several. Raises InvalidFieldError for anything else."""
-    match value:
-        case bool():
-            pass
-        case int() | float() if math.isfinite(value):
-            return value
-        case list() | tuple():
-            return [adapter_scale(item, field) for item in value]
-        case Mapping():
-            return {name: adapter_scale(item, f"{field}[{name[:64]}]") for name, item in value.items()}
-    raise InvalidFieldError.of(
-        field, "it is no finite number.", hint="Send a number, or numbers by component and block."
+def _adapter_call(message: adapter_pb2.AdapterCall, field: str) -> AdapterCall:
+    call = AdapterCall(
+        message.method,
+        tuple(_adapter_source(source, f"{field}.sources[{index}]") for index, source in enumerate(message.sources)),
+        {name: _value(value, f"{field}.arguments[{name[:64]}]") for name, value in message.arguments.items()},
     )
+    adapter_calls.check(call, field)
+    return call
 
 
 def _forbids(batching: int) -> bool:

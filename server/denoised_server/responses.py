@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from denoised.errors import InternalError
-from denoised.v1 import artifact_pb2, generation_service_pb2, pipeline_service_pb2, worker_service_pb2
+from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from denoised.values import DTYPES, artifact_to_proto, to_proto
 from google.protobuf import duration_pb2, timestamp_pb2
 
@@ -13,8 +13,11 @@ from . import callers, overrides
 from .generations import GenerationEvent, Queued, Summary
 from .handles import State
 from .messages import (
+    AdapterCall,
+    AdapterSource,
     Component,
     Derivation,
+    LoadedAdapter,
     LoadProgress,
     NoiseScheduler,
     Output,
@@ -78,6 +81,7 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         owner=view.owner if callers.current().owns(view.owner) else "",
         shared=view.shared,
         settings=_settings(view.recipe.settings),
+        adapters=[_loaded_adapter(adapter) for adapter in loaded.adapters] if loaded else (),
         noise_scheduler=_noise_scheduler(loaded.noise_scheduler if loaded else None),
         pinned=view.pinned,
     )
@@ -179,7 +183,37 @@ def _derivation(step: Derivation) -> pipeline_service_pb2.Derivation:
 
 
 def _settings(settings: PipelineSettings) -> pipeline_service_pb2.PipelineSettings:
-    return pipeline_service_pb2.PipelineSettings(noise_scheduler=_noise_scheduler(settings.noise_scheduler))
+    return pipeline_service_pb2.PipelineSettings(
+        noise_scheduler=_noise_scheduler(settings.noise_scheduler),
+        adapters=[_adapter_call(call) for call in settings.adapters],
+    )
+
+
+def _adapter_call(call: AdapterCall) -> adapter_pb2.AdapterCall:
+    return adapter_pb2.AdapterCall(
+        method=call.method,
+        sources=[_adapter_source(source) for source in call.sources],
+        arguments={name: to_proto(value) for name, value in call.arguments.items()},
+    )
+
+
+def _adapter_source(source: AdapterSource) -> adapter_pb2.AdapterSource:
+    return adapter_pb2.AdapterSource(
+        repo_id=source.repo_id,
+        weight_name=source.weight_name,
+        subfolder=source.subfolder,
+        revision=source.revision,
+    )
+
+
+def _loaded_adapter(adapter: LoadedAdapter) -> adapter_pb2.LoadedAdapter:
+    return adapter_pb2.LoadedAdapter(
+        name=adapter.name,
+        source=_adapter_source(adapter.source),
+        digest=adapter.digest,
+        roles=adapter.roles,
+        active=adapter.is_active,
+    )
 
 
 def _noise_scheduler(scheduler: NoiseScheduler | None) -> artifact_pb2.NoiseScheduler | None:

@@ -7,11 +7,12 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc.aio
+from google.protobuf import field_mask_pb2
 
 from .. import component, spec
 from ..channel import (
@@ -250,6 +251,27 @@ class AsyncClient:
         request = pipeline_service_pb2.GetPipelineRequest(name=spec.full_name(name))
         response: pipeline_service_pb2.GetPipelineResponse = await self._ask(
             lambda stubs: stubs.pipelines.GetPipeline, request
+        )
+        return response.pipeline
+
+    async def update(
+        self, name: str, settings: pipeline_service_pb2.PipelineSettings, names: Sequence[str]
+    ) -> pipeline_service_pb2.Pipeline:
+        """Changes settings of a pipeline, one level below the pipeline's own methods.
+
+        Args:
+            name: "pipelines/{id}" or the id alone.
+            settings: The new ones.
+            names: Which of them to change: "noise_scheduler", "adapters".
+
+        Raises:
+            PipelineNotFoundError: There is none, or it expired.
+        """
+        request = pipeline_service_pb2.UpdatePipelineRequest(
+            name=spec.full_name(name), settings=settings, update_mask=field_mask_pb2.FieldMask(paths=names)
+        )
+        response: pipeline_service_pb2.UpdatePipelineResponse = await self._call(
+            lambda stubs: stubs.pipelines.UpdatePipeline, request, None
         )
         return response.pipeline
 

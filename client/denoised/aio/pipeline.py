@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from .. import description
+from .. import adapter, description
 from ..adapter import Adapters
 from ..call import Call
 from ..description import LiveComponent, Memory
@@ -16,13 +16,14 @@ from ..errors import DenoisedError
 from ..progress import DenoisingBar
 from ..result import PipelineOutput
 from ..units import Ttl
-from ..v1 import pipeline_service_pb2
+from ..v1 import adapter_pb2, pipeline_service_pb2
+from .pipeline_adapters import AsyncPipelineAdapters
 
 if TYPE_CHECKING:
     from .client import AsyncClient
 
 
-class AsyncPipeline:
+class AsyncPipeline(AsyncPipelineAdapters):
     """A handle to a live diffusers pipeline; call it as you would call the pipeline.
 
     Get one from an Auto class or a client, never from here. `async with pipe:` unloads it at the end.
@@ -121,6 +122,7 @@ class AsyncPipeline:
             media_type=media_type,
             quality=quality,
             adapters=adapters,
+            loaded_adapters=[loaded.name for loaded in self._info.adapters],
             target=self._client.target,
         )
         config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
@@ -211,6 +213,11 @@ class AsyncPipeline:
         Its running generations are finished first, or stopped with `force`.
         """
         return await self._client.unload(self.name, force=force)
+
+    async def _adapt(self, method: str, sources: Sequence[adapter_pb2.AdapterSource] = (), **arguments: Any) -> None:
+        calls = [*self._info.settings.adapters, adapter.call_message(method, sources, arguments)]
+        settings = pipeline_service_pb2.PipelineSettings(adapters=calls)
+        self._info = await self._client.update(self.name, settings, ["adapters"])
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Returns itself, for programs written for diffusers: the daemon decides where the weights are.

@@ -25,17 +25,25 @@ _sym_db = _symbol_database.Default()
 from denoised.v1 import artifact_pb2 as denoised_dot_v1_dot_artifact__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64\x65noised/v1/adapter.proto\x12\x0b\x64\x65noised.v1\x1a\x1a\x64\x65noised/v1/artifact.proto\"Z\n\rAdapterSource\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x13\n\x0bweight_name\x18\x02 \x01(\t\x12\x11\n\tsubfolder\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\"r\n\x07\x41\x64\x61pter\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12,\n\x06source\x18\x02 \x01(\x0b\x32\x1a.denoised.v1.AdapterSourceH\x00\x12!\n\x05scale\x18\x03 \x01(\x0b\x32\x12.denoised.v1.ValueB\x06\n\x04kind\":\n\x10\x41\x64\x61pterSelection\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.denoised.v1.Adapterb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64\x65noised/v1/adapter.proto\x12\x0b\x64\x65noised.v1\x1a\x1a\x64\x65noised/v1/artifact.proto\"Z\n\rAdapterSource\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x13\n\x0bweight_name\x18\x02 \x01(\t\x12\x11\n\tsubfolder\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\"\xcc\x01\n\x0b\x41\x64\x61pterCall\x12\x0e\n\x06method\x18\x01 \x01(\t\x12+\n\x07sources\x18\x02 \x03(\x0b\x32\x1a.denoised.v1.AdapterSource\x12:\n\targuments\x18\x03 \x03(\x0b\x32\'.denoised.v1.AdapterCall.ArgumentsEntry\x1a\x44\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01\"x\n\rLoadedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06source\x18\x02 \x01(\x0b\x32\x1a.denoised.v1.AdapterSource\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05roles\x18\x04 \x03(\t\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x08\"r\n\x07\x41\x64\x61pter\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12,\n\x06source\x18\x02 \x01(\x0b\x32\x1a.denoised.v1.AdapterSourceH\x00\x12!\n\x05scale\x18\x03 \x01(\x0b\x32\x12.denoised.v1.ValueB\x06\n\x04kind\":\n\x10\x41\x64\x61pterSelection\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.denoised.v1.Adapterb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'denoised.v1.adapter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ADAPTERCALL_ARGUMENTSENTRY']._loaded_options = None
+  _globals['_ADAPTERCALL_ARGUMENTSENTRY']._serialized_options = b'8\001'
   _globals['_ADAPTERSOURCE']._serialized_start=70
   _globals['_ADAPTERSOURCE']._serialized_end=160
-  _globals['_ADAPTER']._serialized_start=162
-  _globals['_ADAPTER']._serialized_end=276
-  _globals['_ADAPTERSELECTION']._serialized_start=278
-  _globals['_ADAPTERSELECTION']._serialized_end=336
+  _globals['_ADAPTERCALL']._serialized_start=163
+  _globals['_ADAPTERCALL']._serialized_end=367
+  _globals['_ADAPTERCALL_ARGUMENTSENTRY']._serialized_start=299
+  _globals['_ADAPTERCALL_ARGUMENTSENTRY']._serialized_end=367
+  _globals['_LOADEDADAPTER']._serialized_start=369
+  _globals['_LOADEDADAPTER']._serialized_end=489
+  _globals['_ADAPTER']._serialized_start=491
+  _globals['_ADAPTER']._serialized_end=605
+  _globals['_ADAPTERSELECTION']._serialized_start=607
+  _globals['_ADAPTERSELECTION']._serialized_end=665
 # @@protoc_insertion_point(module_scope)

@@ -48,6 +48,96 @@ class AdapterSource(google.protobuf.message.Message):
 global___AdapterSource = AdapterSource
 
 @typing.final
+class AdapterCall(google.protobuf.message.Message):
+    """One call of a diffusers method that changes a pipeline's adapters."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ArgumentsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    METHOD_FIELD_NUMBER: builtins.int
+    SOURCES_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """Required. The method: "load_lora_weights", "set_adapters", "fuse_lora", "unfuse_lora", "unload_lora_weights",
+    "delete_adapters", "enable_lora", "disable_lora", "load_textual_inversion", "unload_textual_inversion",
+    "load_ip_adapter", "set_ip_adapter_scale" or "unload_ip_adapter".
+    """
+    @property
+    def sources(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AdapterSource]:
+        """The files that it loads: one, or up to eight for "load_ip_adapter". None for other methods."""
+
+    @property
+    def arguments(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """Its other arguments, by their Python names. Tokenizers and text encoders are named by their role in the pipeline."""
+
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        sources: collections.abc.Iterable[global___AdapterSource] | None = ...,
+        arguments: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "method", b"method", "sources", b"sources"]) -> None: ...
+
+global___AdapterCall = AdapterCall
+
+@typing.final
+class LoadedAdapter(google.protobuf.message.Message):
+    """An adapter that a pipeline has loaded."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    ROLES_FIELD_NUMBER: builtins.int
+    ACTIVE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name in the pipeline."""
+    digest: builtins.str
+    """SHA-256 of its file, hexadecimal."""
+    active: builtins.bool
+    """Whether it is in force."""
+    @property
+    def source(self) -> global___AdapterSource:
+        """Where it came from; its revision is the commit that was named."""
+
+    @property
+    def roles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Roles of the components that it has weights for, such as "unet"."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        source: global___AdapterSource | None = ...,
+        digest: builtins.str = ...,
+        roles: collections.abc.Iterable[builtins.str] | None = ...,
+        active: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["active", b"active", "digest", b"digest", "name", b"name", "roles", b"roles", "source", b"source"]) -> None: ...
+
+global___LoadedAdapter = LoadedAdapter
+
+@typing.final
 class Adapter(google.protobuf.message.Message):
     """A LoRA for one request."""
 

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from denoised.v1 import adapter_pb2 as denoised_dot_v1_dot_adapter__pb2
 from denoised.v1 import artifact_pb2 as denoised_dot_v1_dot_artifact__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"denoised/v1/pipeline_service.proto\x12\x0b\x64\x65noised.v1\x1a\x1a\x64\x65noised/v1/artifact.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x06\n\x08Pipeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.denoised.v1.PipelineSpec\x12,\n\x0b\x64\x65rivations\x18\x03 \x03(\x0b\x32\x17.denoised.v1.Derivation\x12\x0e\n\x06source\x18\x04 \x01(\t\x12*\n\x05state\x18\x05 \x01(\x0e\x32\x1b.denoised.v1.Pipeline.State\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x1f\n\x04task\x18\x07 \x01(\x0e\x32\x11.denoised.v1.Task\x12\x16\n\x0epipeline_class\x18\x08 \x01(\t\x12*\n\ncomponents\x18\t \x03(\x0b\x32\x16.denoised.v1.Component\x12*\n\nparameters\x18\n \x03(\x0b\x32\x16.denoised.v1.Parameter\x12\x17\n\x0f\x65xclusive_bytes\x18\x0b \x01(\x03\x12\x14\n\x0cshared_bytes\x18\x0c \x01(\x03\x12)\n\tresidency\x18\r \x01(\x0e\x32\x16.denoised.v1.Residency\x12\x18\n\x10generation_count\x18\x0e \x01(\x05\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06pinned\x18\x1c \x01(\x08\x12\r\n\x05owner\x18\x1f \x01(\t\x12\x0e\n\x06shared\x18  \x01(\x08\x12/\n\x08settings\x18\x15 \x01(\x0b\x32\x1d.denoised.v1.PipelineSettings\x12\x34\n\x0fnoise_scheduler\x18\x16 \x01(\x0b\x32\x1b.denoised.v1.NoiseScheduler\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x10\n\x0cSTATE_ACTIVE\x10\x02\x12\x13\n\x0fSTATE_UNLOADING\x10\x03\"H\n\x10PipelineSettings\x12\x34\n\x0fnoise_scheduler\x18\x01 \x01(\x0b\x32\x1b.denoised.v1.NoiseScheduler\"\xc1\x02\n\x0cPipelineSpec\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x1f\n\x04task\x18\x04 \x01(\x0e\x32\x11.denoised.v1.Task\x12$\n\x05\x64type\x18\x05 \x01(\x0e\x32\x15.denoised.v1.DataType\x12\x1c\n\x0fuse_safetensors\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12;\n\toverrides\x18\x07 \x03(\x0b\x32(.denoised.v1.PipelineSpec.OverridesEntry\x1aG\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.denoised.v1.Override:\x02\x38\x01\x42\x12\n\x10_use_safetensors\"\x9c\x01\n\x08Override\x12#\n\x05value\x18\x01 \x01(\x0b\x32\x12.denoised.v1.ValueH\x00\x12\x31\n\tcomponent\x18\x02 \x01(\x0b\x32\x1c.denoised.v1.ComponentSourceH\x00\x12\x30\n\ncomponents\x18\x03 \x01(\x0b\x32\x1a.denoised.v1.ComponentListH\x00\x42\x06\n\x04kind\"A\n\rComponentList\x12\x30\n\ncomponents\x18\x01 \x03(\x0b\x32\x1c.denoised.v1.ComponentSource\"\xe1\x02\n\x0f\x43omponentSource\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x11\n\tsubfolder\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x12\n\nclass_name\x18\x05 \x01(\t\x12\x10\n\x08pipeline\x18\x06 \x01(\t\x12\x0c\n\x04role\x18\x07 \x01(\t\x12\x38\n\x06\x63onfig\x18\x08 \x03(\x0b\x32(.denoised.v1.ComponentSource.ConfigEntry\x12$\n\x05\x64type\x18\t \x01(\x0e\x32\x15.denoised.v1.DataType\x12\x1c\n\x0fuse_safetensors\x18\n \x01(\x08H\x00\x88\x01\x01\x1a\x41\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01\x42\x12\n\x10_use_safetensors\"\xb1\x01\n\nDerivation\x12\x1f\n\x04task\x18\x01 \x01(\x0e\x32\x11.denoised.v1.Task\x12\x39\n\toverrides\x18\x02 \x03(\x0b\x32&.denoised.v1.Derivation.OverridesEntry\x1aG\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.denoised.v1.Override:\x02\x38\x01\"\xba\x01\n\tComponent\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x04 \x01(\x03\x12$\n\x05\x64type\x18\x05 \x01(\x0e\x32\x15.denoised.v1.DataType\x12\x14\n\x0csharer_count\x18\x06 \x01(\x05\x12)\n\tresidency\x18\x07 \x01(\x0e\x32\x16.denoised.v1.Residency\"j\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nannotation\x18\x02 \x01(\t\x12)\n\rdefault_value\x18\x03 \x01(\x0b\x32\x12.denoised.v1.Value\x12\x10\n\x08required\x18\x04 \x01(\x08\"\xaf\x01\n\x13LoadPipelineRequest\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.denoised.v1.PipelineSpec\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bpipeline_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12\x0e\n\x06shared\x18\x0b \x01(\x08\"y\n\x14LoadPipelineResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x19.denoised.v1.LoadProgressH\x00\x12)\n\x08pipeline\x18\x02 \x01(\x0b\x32\x15.denoised.v1.PipelineH\x00\x42\x07\n\x05\x65vent\"Y\n\x0cLoadProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x17\n\x0f\x63ompleted_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\"\x87\x01\n\x15UpdatePipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x08settings\x18\x02 \x01(\x0b\x32\x1d.denoised.v1.PipelineSettings\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"A\n\x16UpdatePipelineResponse\x12\'\n\x08pipeline\x18\x01 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"\xc5\x01\n\x15\x44\x65rivePipelineRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12+\n\nderivation\x18\x02 \x01(\x0b\x32\x17.denoised.v1.Derivation\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bpipeline_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12\x0e\n\x06shared\x18\x0b \x01(\x08\"A\n\x16\x44\x65rivePipelineResponse\x12\'\n\x08pipeline\x18\x01 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"\"\n\x12GetPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x13GetPipelineResponse\x12\'\n\x08pipeline\x18\x01 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"=\n\x14ListPipelinesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x15ListPipelinesResponse\x12(\n\tpipelines\x18\x01 \x03(\x0b\x32\x15.denoised.v1.Pipeline\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x17\n\x15WatchPipelinesRequest\"\xed\x01\n\x16WatchPipelinesResponse\x12:\n\x06\x63hange\x18\x01 \x01(\x0e\x32*.denoised.v1.WatchPipelinesResponse.Change\x12\'\n\x08pipeline\x18\x02 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"n\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_ADDED\x10\x01\x12\x13\n\x0f\x43HANGE_MODIFIED\x10\x02\x12\x12\n\x0e\x43HANGE_REMOVED\x10\x03\x12\x11\n\rCHANGE_SYNCED\x10\x04\"l\n\x14RenewPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x06pinned\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_pinned\"@\n\x15RenewPipelineResponse\x12\'\n\x08pipeline\x18\x01 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"4\n\x15UnloadPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"-\n\x16UnloadPipelineResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03*d\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10RESIDENCY_DEVICE\x10\x01\x12\x12\n\x0eRESIDENCY_HOST\x10\x02\x12\x12\n\x0eRESIDENCY_DISK\x10\x03*b\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_TEXT_TO_IMAGE\x10\x01\x12\x17\n\x13TASK_IMAGE_TO_IMAGE\x10\x02\x12\x13\n\x0fTASK_INPAINTING\x10\x03\x32\xf6\x05\n\x0fPipelineService\x12U\n\x0cLoadPipeline\x12 .denoised.v1.LoadPipelineRequest\x1a!.denoised.v1.LoadPipelineResponse0\x01\x12Y\n\x0e\x44\x65rivePipeline\x12\".denoised.v1.DerivePipelineRequest\x1a#.denoised.v1.DerivePipelineResponse\x12U\n\x0bGetPipeline\x12\x1f.denoised.v1.GetPipelineRequest\x1a .denoised.v1.GetPipelineResponse\"\x03\x90\x02\x01\x12[\n\rListPipelines\x12!.denoised.v1.ListPipelinesRequest\x1a\".denoised.v1.ListPipelinesResponse\"\x03\x90\x02\x01\x12`\n\x0eWatchPipelines\x12\".denoised.v1.WatchPipelinesRequest\x1a#.denoised.v1.WatchPipelinesResponse\"\x03\x90\x02\x01\x30\x01\x12^\n\x0eUpdatePipeline\x12\".denoised.v1.UpdatePipelineRequest\x1a#.denoised.v1.UpdatePipelineResponse\"\x03\x90\x02\x02\x12[\n\rRenewPipeline\x12!.denoised.v1.RenewPipelineRequest\x1a\".denoised.v1.RenewPipelineResponse\"\x03\x90\x02\x02\x12^\n\x0eUnloadPipeline\x12\".denoised.v1.UnloadPipelineRequest\x1a#.denoised.v1.UnloadPipelineResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"denoised/v1/pipeline_service.proto\x12\x0b\x64\x65noised.v1\x1a\x19\x64\x65noised/v1/adapter.proto\x1a\x1a\x64\x65noised/v1/artifact.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x06\n\x08Pipeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.denoised.v1.PipelineSpec\x12,\n\x0b\x64\x65rivations\x18\x03 \x03(\x0b\x32\x17.denoised.v1.Derivation\x12\x0e\n\x06source\x18\x04 \x01(\t\x12*\n\x05state\x18\x05 \x01(\x0e\x32\x1b.denoised.v1.Pipeline.State\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x1f\n\x04task\x18\x07 \x01(\x0e\x32\x11.denoised.v1.Task\x12\x16\n\x0epipeline_class\x18\x08 \x01(\t\x12*\n\ncomponents\x18\t \x03(\x0b\x32\x16.denoised.v1.Component\x12*\n\nparameters\x18\n \x03(\x0b\x32\x16.denoised.v1.Parameter\x12\x17\n\x0f\x65xclusive_bytes\x18\x0b \x01(\x03\x12\x14\n\x0cshared_bytes\x18\x0c \x01(\x03\x12)\n\tresidency\x18\r \x01(\x0e\x32\x16.denoised.v1.Residency\x12\x18\n\x10generation_count\x18\x0e \x01(\x05\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06pinned\x18\x1c \x01(\x08\x12\r\n\x05owner\x18\x1f \x01(\t\x12\x0e\n\x06shared\x18  \x01(\x08\x12/\n\x08settings\x18\x15 \x01(\x0b\x32\x1d.denoised.v1.PipelineSettings\x12\x34\n\x0fnoise_scheduler\x18\x16 \x01(\x0b\x32\x1b.denoised.v1.NoiseScheduler\x12,\n\x08\x61\x64\x61pters\x18\x19 \x03(\x0b\x32\x1a.denoised.v1.LoadedAdapter\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x10\n\x0cSTATE_ACTIVE\x10\x02\x12\x13\n\x0fSTATE_UNLOADING\x10\x03\"t\n\x10PipelineSettings\x12\x34\n\x0fnoise_scheduler\x18\x01 \x01(\x0b\x32\x1b.denoised.v1.NoiseScheduler\x12*\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x18.denoised.v1.AdapterCall\"\xc1\x02\n\x0cPipelineSpec\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x1f\n\x04task\x18\x04 \x01(\x0e\x32\x11.denoised.v1.Task\x12$\n\x05\x64type\x18\x05 \x01(\x0e\x32\x15.denoised.v1.DataType\x12\x1c\n\x0fuse_safetensors\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12;\n\toverrides\x18\x07 \x03(\x0b\x32(.denoised.v1.PipelineSpec.OverridesEntry\x1aG\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.denoised.v1.Override:\x02\x38\x01\x42\x12\n\x10_use_safetensors\"\x9c\x01\n\x08Override\x12#\n\x05value\x18\x01 \x01(\x0b\x32\x12.denoised.v1.ValueH\x00\x12\x31\n\tcomponent\x18\x02 \x01(\x0b\x32\x1c.denoised.v1.ComponentSourceH\x00\x12\x30\n\ncomponents\x18\x03 \x01(\x0b\x32\x1a.denoised.v1.ComponentListH\x00\x42\x06\n\x04kind\"A\n\rComponentList\x12\x30\n\ncomponents\x18\x01 \x03(\x0b\x32\x1c.denoised.v1.ComponentSource\"\xe1\x02\n\x0f\x43omponentSource\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x11\n\tsubfolder\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x12\n\nclass_name\x18\x05 \x01(\t\x12\x10\n\x08pipeline\x18\x06 \x01(\t\x12\x0c\n\x04role\x18\x07 \x01(\t\x12\x38\n\x06\x63onfig\x18\x08 \x03(\x0b\x32(.denoised.v1.ComponentSource.ConfigEntry\x12$\n\x05\x64type\x18\t \x01(\x0e\x32\x15.denoised.v1.DataType\x12\x1c\n\x0fuse_safetensors\x18\n \x01(\x08H\x00\x88\x01\x01\x1a\x41\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.denoised.v1.Value:\x02\x38\x01\x42\x12\n\x10_use_safetensors\"\xb1\x01\n\nDerivation\x12\x1f\n\x04task\x18\x01 \x01(\x0e\x32\x11.denoised.v1.Task\x12\x39\n\toverrides\x18\x02 \x03(\x0b\x32&.denoised.v1.Derivation.OverridesEntry\x1aG\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.denoised.v1.Override:\x02\x38\x01\"\xba\x01\n\tComponent\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x04 \x01(\x03\x12$\n\x05\x64type\x18\x05 \x01(\x0e\x32\x15.denoised.v1.DataType\x12\x14\n\x0csharer_count\x18\x06 \x01(\x05\x12)\n\tresidency\x18\x07 \x01(\x0e\x32\x16.denoised.v1.Residency\"j\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nannotation\x18\x02 \x01(\t\x12)\n\rdefault_value\x18\x03 \x01(\x0b\x32\x12.denoised.v1.Value\x12\x10\n\x08required\x18\x04 \x01(\x08\"\xaf\x01\n\x13LoadPipelineRequest\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.denoised.v1.PipelineSpec\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bpipeline_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12\x0e\n\x06shared\x18\x0b \x01(\x08\"y\n\x14LoadPipelineResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x19.denoised.v1.LoadProgressH\x00\x12)\n\x08pipeline\x18\x02 \x01(\x0b\x32\x15.denoised.v1.PipelineH\x00\x42\x07\n\x05\x65vent\"Y\n\x0cLoadProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x17\n\x0f\x63ompleted_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\"\x87\x01\n\x15UpdatePipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x08settings\x18\x02 \x01(\x0b\x32\x1d.denoised.v1.PipelineSettings\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"A\n\x16UpdatePipelineResponse\x12\'\n\x08pipeline\x18\x01 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"\xc5\x01\n\x15\x44\x65rivePipelineRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12+\n\nderivation\x18\x02 \x01(\x0b\x32\x17.denoised.v1.Derivation\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bpipeline_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12\x0e\n\x06shared\x18\x0b \x01(\x08\"A\n\x16\x44\x65rivePipelineResponse\x12\'\n\x08pipeline\x18\x01 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"\"\n\x12GetPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x13GetPipelineResponse\x12\'\n\x08pipeline\x18\x01 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"=\n\x14ListPipelinesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x15ListPipelinesResponse\x12(\n\tpipelines\x18\x01 \x03(\x0b\x32\x15.denoised.v1.Pipeline\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x17\n\x15WatchPipelinesRequest\"\xed\x01\n\x16WatchPipelinesResponse\x12:\n\x06\x63hange\x18\x01 \x01(\x0e\x32*.denoised.v1.WatchPipelinesResponse.Change\x12\'\n\x08pipeline\x18\x02 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"n\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_ADDED\x10\x01\x12\x13\n\x0f\x43HANGE_MODIFIED\x10\x02\x12\x12\n\x0e\x43HANGE_REMOVED\x10\x03\x12\x11\n\rCHANGE_SYNCED\x10\x04\"l\n\x14RenewPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x06pinned\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_pinned\"@\n\x15RenewPipelineResponse\x12\'\n\x08pipeline\x18\x01 \x01(\x0b\x32\x15.denoised.v1.Pipeline\"4\n\x15UnloadPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"-\n\x16UnloadPipelineResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03*d\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10RESIDENCY_DEVICE\x10\x01\x12\x12\n\x0eRESIDENCY_HOST\x10\x02\x12\x12\n\x0eRESIDENCY_DISK\x10\x03*b\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_TEXT_TO_IMAGE\x10\x01\x12\x17\n\x13TASK_IMAGE_TO_IMAGE\x10\x02\x12\x13\n\x0fTASK_INPAINTING\x10\x03\x32\xf6\x05\n\x0fPipelineService\x12U\n\x0cLoadPipeline\x12 .denoised.v1.LoadPipelineRequest\x1a!.denoised.v1.LoadPipelineResponse0\x01\x12Y\n\x0e\x44\x65rivePipeline\x12\".denoised.v1.DerivePipelineRequest\x1a#.denoised.v1.DerivePipelineResponse\x12U\n\x0bGetPipeline\x12\x1f.denoised.v1.GetPipelineRequest\x1a .denoised.v1.GetPipelineResponse\"\x03\x90\x02\x01\x12[\n\rListPipelines\x12!.denoised.v1.ListPipelinesRequest\x1a\".denoised.v1.ListPipelinesResponse\"\x03\x90\x02\x01\x12`\n\x0eWatchPipelines\x12\".denoised.v1.WatchPipelinesRequest\x1a#.denoised.v1.WatchPipelinesResponse\"\x03\x90\x02\x01\x30\x01\x12^\n\x0eUpdatePipeline\x12\".denoised.v1.UpdatePipelineRequest\x1a#.denoised.v1.UpdatePipelineResponse\"\x03\x90\x02\x02\x12[\n\rRenewPipeline\x12!.denoised.v1.RenewPipelineRequest\x1a\".denoised.v1.RenewPipelineResponse\"\x03\x90\x02\x02\x12^\n\x0eUnloadPipeline\x12\".denoised.v1.UnloadPipelineRequest\x1a#.denoised.v1.UnloadPipelineResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,72 +54,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PIPELINESERVICE'].methods_by_name['RenewPipeline']._serialized_options = b'\220\002\002'
   _globals['_PIPELINESERVICE'].methods_by_name['UnloadPipeline']._loaded_options = None
   _globals['_PIPELINESERVICE'].methods_by_name['UnloadPipeline']._serialized_options = b'\220\002\002'
-  _globals['_RESIDENCY']._serialized_start=4136
-  _globals['_RESIDENCY']._serialized_end=4236
-  _globals['_TASK']._serialized_start=4238
-  _globals['_TASK']._serialized_end=4336
-  _globals['_PIPELINE']._serialized_start=179
-  _globals['_PIPELINE']._serialized_end=1016
-  _globals['_PIPELINE_STATE']._serialized_start=928
-  _globals['_PIPELINE_STATE']._serialized_end=1016
-  _globals['_PIPELINESETTINGS']._serialized_start=1018
-  _globals['_PIPELINESETTINGS']._serialized_end=1090
-  _globals['_PIPELINESPEC']._serialized_start=1093
-  _globals['_PIPELINESPEC']._serialized_end=1414
-  _globals['_PIPELINESPEC_OVERRIDESENTRY']._serialized_start=1323
-  _globals['_PIPELINESPEC_OVERRIDESENTRY']._serialized_end=1394
-  _globals['_OVERRIDE']._serialized_start=1417
-  _globals['_OVERRIDE']._serialized_end=1573
-  _globals['_COMPONENTLIST']._serialized_start=1575
-  _globals['_COMPONENTLIST']._serialized_end=1640
-  _globals['_COMPONENTSOURCE']._serialized_start=1643
-  _globals['_COMPONENTSOURCE']._serialized_end=1996
-  _globals['_COMPONENTSOURCE_CONFIGENTRY']._serialized_start=1911
-  _globals['_COMPONENTSOURCE_CONFIGENTRY']._serialized_end=1976
-  _globals['_DERIVATION']._serialized_start=1999
-  _globals['_DERIVATION']._serialized_end=2176
-  _globals['_DERIVATION_OVERRIDESENTRY']._serialized_start=1323
-  _globals['_DERIVATION_OVERRIDESENTRY']._serialized_end=1394
-  _globals['_COMPONENT']._serialized_start=2179
-  _globals['_COMPONENT']._serialized_end=2365
-  _globals['_PARAMETER']._serialized_start=2367
-  _globals['_PARAMETER']._serialized_end=2473
-  _globals['_LOADPIPELINEREQUEST']._serialized_start=2476
-  _globals['_LOADPIPELINEREQUEST']._serialized_end=2651
-  _globals['_LOADPIPELINERESPONSE']._serialized_start=2653
-  _globals['_LOADPIPELINERESPONSE']._serialized_end=2774
-  _globals['_LOADPROGRESS']._serialized_start=2776
-  _globals['_LOADPROGRESS']._serialized_end=2865
-  _globals['_UPDATEPIPELINEREQUEST']._serialized_start=2868
-  _globals['_UPDATEPIPELINEREQUEST']._serialized_end=3003
-  _globals['_UPDATEPIPELINERESPONSE']._serialized_start=3005
-  _globals['_UPDATEPIPELINERESPONSE']._serialized_end=3070
-  _globals['_DERIVEPIPELINEREQUEST']._serialized_start=3073
-  _globals['_DERIVEPIPELINEREQUEST']._serialized_end=3270
-  _globals['_DERIVEPIPELINERESPONSE']._serialized_start=3272
-  _globals['_DERIVEPIPELINERESPONSE']._serialized_end=3337
-  _globals['_GETPIPELINEREQUEST']._serialized_start=3339
-  _globals['_GETPIPELINEREQUEST']._serialized_end=3373
-  _globals['_GETPIPELINERESPONSE']._serialized_start=3375
-  _globals['_GETPIPELINERESPONSE']._serialized_end=3437
-  _globals['_LISTPIPELINESREQUEST']._serialized_start=3439
-  _globals['_LISTPIPELINESREQUEST']._serialized_end=3500
-  _globals['_LISTPIPELINESRESPONSE']._serialized_start=3502
-  _globals['_LISTPIPELINESRESPONSE']._serialized_end=3592
-  _globals['_WATCHPIPELINESREQUEST']._serialized_start=3594
-  _globals['_WATCHPIPELINESREQUEST']._serialized_end=3617
-  _globals['_WATCHPIPELINESRESPONSE']._serialized_start=3620
-  _globals['_WATCHPIPELINESRESPONSE']._serialized_end=3857
-  _globals['_WATCHPIPELINESRESPONSE_CHANGE']._serialized_start=3747
-  _globals['_WATCHPIPELINESRESPONSE_CHANGE']._serialized_end=3857
-  _globals['_RENEWPIPELINEREQUEST']._serialized_start=3859
-  _globals['_RENEWPIPELINEREQUEST']._serialized_end=3967
-  _globals['_RENEWPIPELINERESPONSE']._serialized_start=3969
-  _globals['_RENEWPIPELINERESPONSE']._serialized_end=4033
-  _globals['_UNLOADPIPELINEREQUEST']._serialized_start=4035
-  _globals['_UNLOADPIPELINEREQUEST']._serialized_end=4087
-  _globals['_UNLOADPIPELINERESPONSE']._serialized_start=4089
-  _globals['_UNLOADPIPELINERESPONSE']._serialized_end=4134
-  _globals['_PIPELINESERVICE']._serialized_start=4339
-  _globals['_PIPELINESERVICE']._serialized_end=5097
+  _globals['_RESIDENCY']._serialized_start=4253
+  _globals['_RESIDENCY']._serialized_end=4353
+  _globals['_TASK']._serialized_start=4355
+  _globals['_TASK']._serialized_end=4453
+  _globals['_PIPELINE']._serialized_start=206
+  _globals['_PIPELINE']._serialized_end=1089
+  _globals['_PIPELINE_STATE']._serialized_start=1001
+  _globals['_PIPELINE_STATE']._serialized_end=1089
+  _globals['_PIPELINESETTINGS']._serialized_start=1091
+  _globals['_PIPELINESETTINGS']._serialized_end=1207
+  _globals['_PIPELINESPEC']._serialized_start=1210
+  _globals['_PIPELINESPEC']._serialized_end=1531
+  _globals['_PIPELINESPEC_OVERRIDESENTRY']._serialized_start=1440
+  _globals['_PIPELINESPEC_OVERRIDESENTRY']._serialized_end=1511
+  _globals['_OVERRIDE']._serialized_start=1534
+  _globals['_OVERRIDE']._serialized_end=1690
+  _globals['_COMPONENTLIST']._serialized_start=1692
+  _globals['_COMPONENTLIST']._serialized_end=1757
+  _globals['_COMPONENTSOURCE']._serialized_start=1760
+  _globals['_COMPONENTSOURCE']._serialized_end=2113
+  _globals['_COMPONENTSOURCE_CONFIGENTRY']._serialized_start=2028
+  _globals['_COMPONENTSOURCE_CONFIGENTRY']._serialized_end=2093
+  _globals['_DERIVATION']._serialized_start=2116
+  _globals['_DERIVATION']._serialized_end=2293
+  _globals['_DERIVATION_OVERRIDESENTRY']._serialized_start=1440
+  _globals['_DERIVATION_OVERRIDESENTRY']._serialized_end=1511
+  _globals['_COMPONENT']._serialized_start=2296
+  _globals['_COMPONENT']._serialized_end=2482
+  _globals['_PARAMETER']._serialized_start=2484
+  _globals['_PARAMETER']._serialized_end=2590
+  _globals['_LOADPIPELINEREQUEST']._serialized_start=2593
+  _globals['_LOADPIPELINEREQUEST']._serialized_end=2768
+  _globals['_LOADPIPELINERESPONSE']._serialized_start=2770
+  _globals['_LOADPIPELINERESPONSE']._serialized_end=2891
+  _globals['_LOADPROGRESS']._serialized_start=2893
+  _globals['_LOADPROGRESS']._serialized_end=2982
+  _globals['_UPDATEPIPELINEREQUEST']._serialized_start=2985
+  _globals['_UPDATEPIPELINEREQUEST']._serialized_end=3120
+  _globals['_UPDATEPIPELINERESPONSE']._serialized_start=3122
+  _globals['_UPDATEPIPELINERESPONSE']._serialized_end=3187
+  _globals['_DERIVEPIPELINEREQUEST']._serialized_start=3190
+  _globals['_DERIVEPIPELINEREQUEST']._serialized_end=3387
+  _globals['_DERIVEPIPELINERESPONSE']._serialized_start=3389
+  _globals['_DERIVEPIPELINERESPONSE']._serialized_end=3454
+  _globals['_GETPIPELINEREQUEST']._serialized_start=3456
+  _globals['_GETPIPELINEREQUEST']._serialized_end=3490
+  _globals['_GETPIPELINERESPONSE']._serialized_start=3492
+  _globals['_GETPIPELINERESPONSE']._serialized_end=3554
+  _globals['_LISTPIPELINESREQUEST']._serialized_start=3556
+  _globals['_LISTPIPELINESREQUEST']._serialized_end=3617
+  _globals['_LISTPIPELINESRESPONSE']._serialized_start=3619
+  _globals['_LISTPIPELINESRESPONSE']._serialized_end=3709
+  _globals['_WATCHPIPELINESREQUEST']._serialized_start=3711
+  _globals['_WATCHPIPELINESREQUEST']._serialized_end=3734
+  _globals['_WATCHPIPELINESRESPONSE']._serialized_start=3737
+  _globals['_WATCHPIPELINESRESPONSE']._serialized_end=3974
+  _globals['_WATCHPIPELINESRESPONSE_CHANGE']._serialized_start=3864
+  _globals['_WATCHPIPELINESRESPONSE_CHANGE']._serialized_end=3974
+  _globals['_RENEWPIPELINEREQUEST']._serialized_start=3976
+  _globals['_RENEWPIPELINEREQUEST']._serialized_end=4084
+  _globals['_RENEWPIPELINERESPONSE']._serialized_start=4086
+  _globals['_RENEWPIPELINERESPONSE']._serialized_end=4150
+  _globals['_UNLOADPIPELINEREQUEST']._serialized_start=4152
+  _globals['_UNLOADPIPELINEREQUEST']._serialized_end=4204
+  _globals['_UNLOADPIPELINERESPONSE']._serialized_start=4206
+  _globals['_UNLOADPIPELINERESPONSE']._serialized_end=4251
+  _globals['_PIPELINESERVICE']._serialized_start=4456
+  _globals['_PIPELINESERVICE']._serialized_end=5214
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 import builtins
 import collections.abc
+import denoised.v1.adapter_pb2
 import denoised.v1.artifact_pb2
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
@@ -134,6 +135,7 @@ class Pipeline(google.protobuf.message.Message):
     SHARED_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
+    ADAPTERS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Output only. The handle, in the form "pipelines/{id}"."""
     source: builtins.str
@@ -200,6 +202,10 @@ class Pipeline(google.protobuf.message.Message):
     def noise_scheduler(self) -> denoised.v1.artifact_pb2.NoiseScheduler:
         """Output only. The noise scheduler in force, with its whole configuration. Unset for a pipeline that has none."""
 
+    @property
+    def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[denoised.v1.adapter_pb2.LoadedAdapter]:
+        """Output only. The LoRAs that it has loaded, in order; `settings.adapters` has all that was done."""
+
     def __init__(
         self,
         *,
@@ -225,9 +231,10 @@ class Pipeline(google.protobuf.message.Message):
         shared: builtins.bool = ...,
         settings: global___PipelineSettings | None = ...,
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
+        adapters: collections.abc.Iterable[denoised.v1.adapter_pb2.LoadedAdapter] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
 
 global___Pipeline = Pipeline
 
@@ -238,19 +245,27 @@ class PipelineSettings(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
+    ADAPTERS_FIELD_NUMBER: builtins.int
     @property
     def noise_scheduler(self) -> denoised.v1.artifact_pb2.NoiseScheduler:
         """The noise scheduler, in place of the checkpoint's own. Returned with its whole configuration. Defaults to the
         checkpoint's own.
         """
 
+    @property
+    def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[denoised.v1.adapter_pb2.AdapterCall]:
+        """What was done to its adapters, in order, as if these methods had been called on the checkpoint's own pipeline.
+        Returned without what later calls undid. At most 128. Defaults to nothing.
+        """
+
     def __init__(
         self,
         *,
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
+        adapters: collections.abc.Iterable[denoised.v1.adapter_pb2.AdapterCall] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["noise_scheduler", b"noise_scheduler"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["noise_scheduler", b"noise_scheduler"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "noise_scheduler", b"noise_scheduler"]) -> None: ...
 
 global___PipelineSettings = PipelineSettings
 
@@ -715,7 +730,7 @@ class UpdatePipelineRequest(google.protobuf.message.Message):
 
     @property
     def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
-        """Required. Which settings to change: "noise_scheduler"."""
+        """Required. Which settings to change: "noise_scheduler", "adapters"."""
 
     def __init__(
         self,

@@ -142,11 +142,12 @@ class PipelineServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePipeline(self, request, context):
-        """Changes settings of a live pipeline: its noise scheduler.
+        """Changes settings of a live pipeline: its noise scheduler and its adapters.
 
         Generations that are running go on as they began; those that come later find it changed, also after its weights had
         to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
         from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
+        ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, NEVER_FITS, NO_ROOM,
         PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -77,11 +77,12 @@ class PipelineServiceStub:
         denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
         denoised.v1.pipeline_service_pb2.UpdatePipelineResponse,
     ]
-    """Changes settings of a live pipeline: its noise scheduler.
+    """Changes settings of a live pipeline: its noise scheduler and its adapters.
 
     Generations that are running go on as they began; those that come later find it changed, also after its weights had
     to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
     from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
+    ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, NEVER_FITS, NO_ROOM,
     PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
     """
 
@@ -161,11 +162,12 @@ class PipelineServiceAsyncStub:
         denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
         denoised.v1.pipeline_service_pb2.UpdatePipelineResponse,
     ]
-    """Changes settings of a live pipeline: its noise scheduler.
+    """Changes settings of a live pipeline: its noise scheduler and its adapters.
 
     Generations that are running go on as they began; those that come later find it changed, also after its weights had
     to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
     from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
+    ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, NEVER_FITS, NO_ROOM,
     PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
     """
 
@@ -257,11 +259,12 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         request: denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
         context: _ServicerContext,
     ) -> typing.Union[denoised.v1.pipeline_service_pb2.UpdatePipelineResponse, collections.abc.Awaitable[denoised.v1.pipeline_service_pb2.UpdatePipelineResponse]]:
-        """Changes settings of a live pipeline: its noise scheduler.
+        """Changes settings of a live pipeline: its noise scheduler and its adapters.
 
         Generations that are running go on as they began; those that come later find it changed, also after its weights had
         to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
         from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
+        ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, NEVER_FITS, NO_ROOM,
         PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
         """
 

@@ -55,6 +55,7 @@ class Step:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[File, ...] = ()
     name: str = ""
+    sources: tuple[AdapterSource, ...] = ()
 
     @property
     def key(self) -> str:
@@ -144,7 +145,7 @@ class Adaptation:
                 raise InvalidFieldError.of("adapters", f"{call.method!r} is no method for adapters.")
         if arguments.get("adapter_names") is not None:
             arguments["adapter_names"] = [self._content(name) for name in _names(arguments["adapter_names"])]
-        step = Step(call.method, arguments, files, content)
+        step = Step(call.method, arguments, files, content, call.sources)
         return Adaptation(_minimal((*self.steps, step)), loras)
 
     def _content(self, name: str) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from denoised.errors import AdapterMismatchError
+from denoised_server.messages import LoadedAdapter
 from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .adaptation import IP_ADAPTER, LORA, TEXTUAL_INVERSION, Step
+from .adaptation import IP_ADAPTER, LORA, TEXTUAL_INVERSION, Adaptation, Step
 from .twins import own_weights
 
 
@@ -62,6 +63,14 @@ def roles(pipeline: DiffusionPipeline, step: Step) -> list[str]:
     return [role for role in named if getattr(pipeline, role, None) is not None]
 
 
+def encoder_folder(pipeline: DiffusionPipeline, step: Step) -> str | None:
+    """Where the image encoder is that the step needs; None when it needs none."""
+    if step.method != "load_ip_adapter" or getattr(pipeline, "image_encoder", None) is not None:
+        return None
+    folder = step.arguments.get("image_encoder_folder", "image_encoder")
+    return None if folder is None else str(folder)
+
+
 def planned_bytes(pipeline: DiffusionPipeline, step: Step, modules: Mapping[str, nn.Module]) -> int:
     """How many bytes of weights the step may add."""
     copied = [
@@ -99,7 +108,6 @@ def run(pipeline: DiffusionPipeline, step: Step) -> None:
                 weight_name=names,
                 image_encoder_folder=None,
                 local_files_only=True,
-                **arguments,
             )
         case method:
             getattr(pipeline, method)(**arguments)
@@ -118,8 +126,26 @@ def changes(pipeline: DiffusionPipeline, step: Step, parts: Mapping[str, Any]) -
     elif step.method in LORA:
         changed = {role: part for role, part in changed.items() if _has_layers(parts[role])}
     elif step.method in IP_ADAPTER:
-        changed["feature_extractor"] = pipeline.feature_extractor
+        changed |= {name: getattr(pipeline, name, None) for name in ("image_encoder", "feature_extractor")}
     return changed
+
+
+def loaded_adapters(pipeline: DiffusionPipeline, adaptation: Adaptation) -> tuple[LoadedAdapter, ...]:
+    """The LoRAs of a pipeline as its user knows them."""
+    if not adaptation.loras:
+        return ()
+    active = pipeline.get_active_adapters()
+    listed = pipeline.get_list_adapters()
+    return tuple(
+        LoadedAdapter(
+            lora.name,
+            lora.source,
+            lora.file.digest,
+            tuple(role for role, names in listed.items() if lora.content in names),
+            lora.content in active,
+        )
+        for lora in adaptation.loras
+    )
 
 
 def _has_layers(module: nn.Module) -> bool:

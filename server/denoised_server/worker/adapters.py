@@ -16,19 +16,19 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from denoised.errors import AdapterMismatchError, DamagedWeightsError, DenoisedError, NoRoomError
-from denoised_server.messages import AdapterSource, Component
+from denoised_server.messages import AdapterCall, AdapterSource, Component
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from . import adapter_methods as methods
-from . import seam
+from . import ip_adapter, seam
 from .adaptation import Adaptation, File, Step
-from .components import ComponentStore, dtype_name
+from .components import ComponentStore, dtype_name, to_device
 from .construction import Construction
 from .ledger import Ledger
 from .quotation import quote
@@ -46,18 +46,27 @@ MAX_IDLE = 16
 class Variant:
     """What one step made: new values of a pipeline's attributes, and the weights that they need.
 
-    `roots` are the components that it was made of, `parts` what the step was made on, kept so that their names stay
-    theirs, and `parent` the variant that those came from. `pins` counts running requests, `holders` are the handles
-    whose own adapters these are.
+    `components` are others that it brought, `roots` those that it was made of, `parts` what the step was made on, kept
+    so that their names stay theirs, and `parent` the variant that those came from. `pins` counts running requests,
+    `holders` are the handles whose own adapters these are.
     """
 
     changes: dict[str, Any]
     weights: tuple[str, ...]
+    components: tuple[str, ...]
     roots: tuple[str, ...]
     parts: tuple[Any, ...]
     parent: Variant | None
     pins: int = 0
     holders: set[str] = field(default_factory=set)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*self.weights, *self.components)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.pins and not self.holders
 
     def chain(self) -> Iterator[Variant]:
         variant: Variant | None = self
@@ -101,6 +110,11 @@ class AdapterStore:
             ) from None
         return File(found.folder, self._digests.of_file(found.folder), found.revision)
 
+    def resolve(self, call: AdapterCall) -> AdapterCall:
+        """The call with the commits that the revisions of its sources named."""
+        found = [(source, self.find(source).revision or source.revision) for source in call.sources]
+        return replace(call, sources=tuple(replace(source, revision=revision) for source, revision in found))
+
     def adapt(self, pipeline: DiffusionPipeline, adaptation: Adaptation, user: str) -> Adapted:
         """A view of the pipeline with these adapters, for the handle `user`; to be let go of with `unpin`.
 
@@ -127,19 +141,23 @@ class AdapterStore:
             self._shed(MAX_IDLE)
 
     def hold(self, user: str, adapted: Adapted | None) -> None:
-        """These, and no others any more, are the handle's own adapters."""
+        """These, and no others any more, are the handle's own adapters; what it alone held is gone at once."""
         with self._lock:
-            for variant in self._variants.values():
+            left = {id(variant): variant for variant in self._variants.values() if user in variant.holders}
+            for variant in left.values():
                 variant.holders.discard(user)
             for variant in adapted.chain() if adapted else ():
                 variant.holders.add(user)
-            self._shed(MAX_IDLE)
+            self._drop([key for key, variant in self._variants.items() if id(variant) in left and variant.is_idle])
+            needed = {digest for variant in (adapted.chain() if adapted else ()) for digest in variant.needs}
+            self._leave({digest for variant in left.values() for digest in variant.needs} - needed, user)
+            self.prune()
 
     def prune(self) -> None:
         """Forgets what was made of components that are gone."""
         with self._lock:
             for key, variant in list(self._variants.items()):
-                if not all(digest in self._store for digest in (*variant.roots, *variant.weights)):
+                if not all(digest in self._store for digest in (*variant.roots, *variant.needs)):
                     del self._variants[key]
 
     def describe(self, adaptation: Adaptation, adapted: Adapted) -> tuple[Component, ...]:
@@ -147,7 +165,7 @@ class AdapterStore:
         names = {lora.content: lora.name for lora in adaptation.loras}
         described: list[Component] = []
         for variant in reversed(list(adapted.chain())):
-            for held in filter(None, map(self._store.get, variant.weights)):
+            for held in filter(None, map(self._store.get, variant.needs)):
                 role = f"adapter {names.get(vars(held.module).get('content', ''), len(described))}"
                 dtype = dtype_name(held.module)
                 described.append(Component(role, type(held.module).__name__, held.digest, held.weight_bytes, dtype))
@@ -155,20 +173,55 @@ class AdapterStore:
 
     def _apply(self, adapted: Adapted, step: Step, user: str) -> Adapted:
         pipeline = adapted.pipeline
+        family = methods.family(pipeline, step)
+        if (folder := methods.encoder_folder(pipeline, step)) is not None:
+            pipeline = copy.copy(pipeline)
+            vars(pipeline)["image_encoder"] = self._image_encoder(pipeline, step, folder, adapted, user)
         parts = {role: getattr(pipeline, role) for role in methods.roles(pipeline, step)}
-        key = (methods.family(pipeline, step), *((role, self._name(part)) for role, part in parts.items()), step.key)
+        given = self._name(pipeline.image_encoder) if folder is not None else ""
+        key = (family, *((role, self._name(part)) for role, part in parts.items()), given, step.key)
         variant = self._variants.get(key)
         if variant is None:
-            variant = self._variants[key] = self._make(adapted, step, parts, key, user)
+            made_on = Adapted(pipeline, adapted.variant)
+            try:
+                variant = self._variants[key] = self._make(made_on, step, parts, key, (given,) if given else (), user)
+            except BaseException:
+                self._leave({given} - {digest for each in adapted.chain() for digest in each.needs}, user)
+                raise
         self._variants.move_to_end(key)
-        for digest in variant.weights:
+        for digest in variant.needs:
             self._store.acquire(digest, user)
         view = copy.copy(pipeline)
         # Not by setattr, which would rewrite the configuration that the view shares.
         vars(view).update(variant.changes)
         return Adapted(view, variant)
 
-    def _make(self, adapted: Adapted, step: Step, parts: Mapping[str, Any], key: Hashable, user: str) -> Variant:
+    def _image_encoder(
+        self, pipeline: DiffusionPipeline, step: Step, folder: str, adapted: Adapted, user: str
+    ) -> nn.Module:
+        """The component in the store; there it stays for as long as somebody uses it."""
+        encoder = ip_adapter.find(step.sources[0], folder, pipeline.dtype, self._sources, self._digests)
+        module = self._store.acquire(encoder.digest, user)
+        if module is None:
+            reservation, measured = self._reserve(encoder.digest, encoder.memory_bytes, adapted), dict[str, int]()
+            try:
+                with self._construction.loading():
+                    module = encoder.load(pipeline.dtype)
+                to_device(module, pipeline.device)
+                measured[encoder.digest] = self._store.add(encoder.digest, module, user).weight_bytes
+            finally:
+                self._ledger.settle(reservation, measured)
+        return module
+
+    def _make(
+        self,
+        adapted: Adapted,
+        step: Step,
+        parts: Mapping[str, Any],
+        key: Hashable,
+        components: tuple[str, ...],
+        user: str,
+    ) -> Variant:
         modules = {role: part for role, part in parts.items() if isinstance(part, nn.Module)}
         roots = {role: self._root(module) for role, module in modules.items()}
         identity = _identity(step, roots, key)
@@ -203,7 +256,9 @@ class AdapterStore:
             ) from None
         finally:
             self._ledger.settle(reservation, measured)
-        return Variant(changes, weights, tuple(filter(None, roots.values())), tuple(parts.values()), adapted.variant)
+        return Variant(
+            changes, weights, components, tuple(filter(None, roots.values())), tuple(parts.values()), adapted.variant
+        )
 
     def _enter(self, identity: str, step: Step, fresh: Fresh, user: str, measured: dict[str, int]) -> tuple[str, ...]:
         """Enters new weights into the store, as one component; those of a content that is there give way to it."""
@@ -237,7 +292,7 @@ class AdapterStore:
 
     def _shed(self, keep: int) -> None:
         """Drops the longest unused of what nobody uses now, all but so many."""
-        idle = [key for key, variant in self._variants.items() if not variant.pins and not variant.holders]
+        idle = [key for key, variant in self._variants.items() if variant.is_idle]
         self._drop(idle[: max(0, len(idle) - keep)])
 
     def _drop(self, keys: Iterable[Hashable]) -> None:
@@ -246,6 +301,11 @@ class AdapterStore:
             kept = {digest for left in self._variants.values() for each in left.chain() for digest in each.weights}
             for digest in {digest for variant in dropped for digest in variant.weights} - kept:
                 self._store.drop(digest)
+                self._ledger.release(digest)
+
+    def _leave(self, digests: Iterable[str], user: str) -> None:
+        for digest in digests:
+            if self._store.leave(digest, user):
                 self._ledger.release(digest)
 
     def _name(self, part: Any) -> str:

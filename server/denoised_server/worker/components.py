@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from denoised_server.messages import HeldComponent
 from torch import nn
 
@@ -35,6 +36,14 @@ def dtype_name(module: nn.Module) -> str:
         if parameter.is_floating_point():
             return str(parameter.dtype).removeprefix("torch.")
     return ""
+
+
+def to_device(module: nn.Module, device: torch.device) -> None:
+    if device.type == "cpu":
+        # safetensors maps the file: weights would change with it, or take the process down when it is truncated.
+        module._apply(torch.clone)
+    else:
+        module.to(device)
 
 
 class ComponentStore:
@@ -77,6 +86,16 @@ class ComponentStore:
                 if not held.users:
                     gone.append(self._held.pop(digest))
         return gone
+
+    def leave(self, digest: str, user: str) -> bool:
+        """The pipeline does without this component from now on; says whether it is gone, because nobody uses it."""
+        with self._lock:
+            held = self._held.get(digest)
+            if held is not None:
+                held.users.discard(user)
+                if not held.users:
+                    del self._held[digest]
+            return held is not None and not held.users
 
     def drop(self, digest: str) -> Held | None:
         """Lets go of a component that pipelines have used and can do without; None when it is not held."""

@@ -13,12 +13,23 @@ from typing import Any
 import diffusers
 import torch
 from denoised.errors import DenoisedError, InvalidFieldError, NotAPipelineError, TaskNotSupportedError
-from denoised_server.messages import Component, Derivation, LoadProgress, PipelineSettings, Recipe, Spec
+from denoised_server.messages import (
+    Component,
+    Derivation,
+    LoadedAdapter,
+    LoadProgress,
+    PipelineSettings,
+    Recipe,
+    Spec,
+)
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
 from . import components, families, noise_schedulers, overrides, parts
+from .adaptation import Adaptation
+from .adapter_methods import loaded_adapters
+from .adapters import AdapterStore
 from .components import ComponentStore
 from .configuration import configure
 from .construction import Construction
@@ -36,7 +47,7 @@ logger = logging.getLogger(__name__)
 class Live:
     """A pipeline in memory. Requests run on views of it and never change it.
 
-    `built` is as the checkpoint has it, `pipeline` has the settings.
+    `built` is as the checkpoint has it, `pipeline` has the settings, of which `adaptation` is about its adapters.
     """
 
     built: DiffusionPipeline
@@ -46,11 +57,13 @@ class Live:
     components: tuple[Component, ...]
     revision: str = ""
     settings: PipelineSettings = field(default_factory=PipelineSettings)
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    adapters: tuple[LoadedAdapter, ...] = ()
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Its components with weights."""
-        return [*overrides.modules(self.pipeline.components).values()]
+        """Its components with weights, without what adapters made of them."""
+        return [*overrides.modules(self.built.components).values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +78,15 @@ class Loader:
     """Builds pipelines. One at a time that has weights to read; deriving without any may go on beside it."""
 
     def __init__(
-        self, store: ComponentStore, ledger: Ledger, sources: Sources, construction: Construction, device: torch.device
+        self,
+        store: ComponentStore,
+        ledger: Ledger,
+        sources: Sources,
+        adapters: AdapterStore,
+        construction: Construction,
+        device: torch.device,
     ) -> None:
-        self._store, self._ledger, self._sources = store, ledger, sources
+        self._store, self._ledger, self._sources, self._adapters = store, ledger, sources, adapters
         self._construction, self._device = construction, device
         self._digests = Digests(sources.hub_cache)
 
@@ -89,7 +108,7 @@ class Loader:
                 live = self.derive(user, live, derivation, PipelineSettings(), progress, check_cancelled)
             # What a derivation took out is not held for its sake.
             self._release(user, keep=live.modules)
-            return self.update(live, recipe.settings)
+            return self.update(user, live, recipe.settings)
         except BaseException:
             self.release(user)
             raise
@@ -113,29 +132,45 @@ class Loader:
             else:
                 built, task = self._from_pipe(user, source, derivation, progress, check_cancelled), derivation.task
             live = Live(built, built, task, source.dtype, self._describe(built), source.revision)
-            live = self.update(live, settings)
+            self._store.share(live.modules, user)
+            return self.update(user, live, settings)
         except BaseException:
             self.release(user)
             raise
-        self._store.share(live.modules, user)
-        return live
 
-    def update(self, live: Live, settings: PipelineSettings) -> Live:
-        """The same pipeline with these settings. Raises InvalidNoiseSchedulerError."""
-        # Makes tensors, as requests do.
-        with self._construction.turn():
-            pipeline = configure(live.built, settings)
+    def update(self, user: str, live: Live, settings: PipelineSettings) -> Live:
+        """The same pipeline with these settings. Raises InvalidNoiseSchedulerError and what AdapterStore does."""
+        calls = tuple(self._adapters.resolve(call) for call in settings.adapters)
+        adaptation = Adaptation().after(calls, self._adapters.find)
+        settings = replace(settings, adapters=calls)
+        adapted = self._adapters.adapt(live.built, adaptation, user)
+        try:
+            # Makes tensors, as requests do.
+            with self._construction.turn():
+                pipeline = configure(adapted.pipeline, settings)
+            self._adapters.hold(user, adapted)
+        finally:
+            self._adapters.unpin(adapted)
         # With its whole configuration: what it was made from may have another one by the next time.
         if settings.noise_scheduler is not None:
             settings = replace(settings, noise_scheduler=noise_schedulers.describe(pipeline.scheduler))
-        return replace(live, pipeline=pipeline, settings=settings)
+        return replace(
+            live,
+            pipeline=pipeline,
+            components=(*self._describe(live.built), *self._adapters.describe(adaptation, adapted)),
+            settings=settings,
+            adaptation=adaptation,
+            adapters=loaded_adapters(adapted.pipeline, adaptation),
+        )
 
     def release(self, user: str) -> Released:
         """Lets go of what only this handle uses."""
+        self._adapters.hold(user, None)
         return self._release(user)
 
     def _release(self, user: str, keep: Iterable[nn.Module] = ()) -> Released:
         gone = self._store.release(user, keep)
+        self._adapters.prune()
         freed = sum(self._ledger.release(held.digest) for held in gone)
         return Released(freed, tuple(weakref.ref(held.module) for held in gone))
 
@@ -271,15 +306,8 @@ class Loader:
                 # The same content in two roles of one checkpoint.
                 pipeline.register_modules(**{role: twin})
                 continue
-            self._to_device(module)
+            components.to_device(module, self._device)
             measured[digest] = self._store.add(digest, module, user).weight_bytes
-
-    def _to_device(self, module: nn.Module) -> None:
-        if self._device.type == "cpu":
-            # safetensors maps the file: weights would change with it, or take the process down when it is truncated.
-            module._apply(torch.clone)
-        else:
-            module.to(self._device)
 
     def _describe(self, pipeline: DiffusionPipeline) -> tuple[Component, ...]:
         described = []

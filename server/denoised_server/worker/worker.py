@@ -46,12 +46,11 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from . import host_memory, noise_schedulers, overlay, signature
-from .adaptation import Adaptation
 from .adapters import Adapted, AdapterStore
 from .batches import Outcome
 from .callbacks import Answer
 from .components import ComponentStore
-from .configuration import with_noise_scheduler
+from .configuration import configure, with_noise_scheduler
 from .construction import Construction
 from .engine import Cancelled, Engine, Request
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
@@ -101,8 +100,8 @@ class Worker:
         budget = int(settings.budget * self._total_bytes) if share else settings.budget
         self._store, self._ledger = ComponentStore(), Ledger(int(budget))
         sources = Sources(settings.allow_dirs)
-        self._loader = Loader(self._store, self._ledger, sources, construction, self._device)
         self._adapters = AdapterStore(self._store, self._ledger, sources, construction)
+        self._loader = Loader(self._store, self._ledger, sources, self._adapters, construction, self._device)
         self._engine = Engine(construction, max_joined=settings.max_joined, device=self._device)
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
@@ -145,7 +144,8 @@ class Worker:
                 executor = self._loads if has_weights else self._controls
                 executor.submit(self._answer, task, lambda: self._derive(task, command))
             case Update():
-                self._controls.submit(self._answer, task, lambda: self._update(task, command))
+                room = self._adapting if command.settings.adapters else self._controls
+                room.submit(self._answer, task, lambda: self._update(task, command))
             case Unload():
                 self._unload_when_unused(task, command)
             case Generate():
@@ -239,7 +239,7 @@ class Worker:
         return (_loaded(live),)
 
     def _update(self, task: _Task, command: Update) -> Sequence[Event]:
-        live = self._loader.update(self._find(command.pipeline), command.settings)
+        live = self._loader.update(command.pipeline, self._find(command.pipeline), command.settings)
         with self._lock:
             self._check_cancelled(task)
             self._pipelines[command.pipeline] = live
@@ -274,8 +274,6 @@ class Worker:
             is_held = self._pipelines.pop(pipeline, None) is not None
         if is_held:
             released = self._loader.release(pipeline)
-            self._adapters.hold(pipeline, None)
-            self._adapters.prune()
             freed = released.freed_bytes
             _return_memory(released.modules)
         self._report()
@@ -307,9 +305,10 @@ class Worker:
         live = self._find(command.pipeline)
         if command.adapters is None:
             return live.pipeline
-        adaptation = Adaptation().using(command.adapters, self._adapters.find)
-        task.adapted = self._adapters.adapt(live.pipeline, adaptation, command.pipeline)
-        return task.adapted.pipeline
+        adaptation = live.adaptation.using(command.adapters, self._adapters.find)
+        task.adapted = self._adapters.adapt(live.built, adaptation, command.pipeline)
+        with self._construction.turn():
+            return configure(task.adapted.pipeline, live.settings)
 
     def _reply(self, command: Reply) -> Sequence[Event]:
         with self._lock:
@@ -408,6 +407,7 @@ def _loaded(live: Live) -> Loaded:
         parameters=signature.parameters(pipeline_class),
         revision=live.revision,
         settings=live.settings,
+        adapters=live.adapters,
         noise_scheduler=noise_schedulers.describe(getattr(live.pipeline, "scheduler", None)),
     )
 
