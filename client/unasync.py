@@ -17,7 +17,10 @@ WORDS = {
     "AsyncClient": "Client",
     "AsyncPipeline": "Pipeline",
     "AsyncPipelineAdapters": "PipelineAdapters",
+    "AsyncPipelineSettings": "PipelineSettings",
+    "AsyncConversation": "Conversation",
     "AsyncStream": "Stream",
+    "AsyncIterator": "Iterator",
     "AsyncGenerator[Event, None]": "Generator[Event, None, None]",
     "AsyncGenerator": "Generator",
     "from ..": "from .",
@@ -39,6 +42,13 @@ WORDS = {
     "# Channels of grpc.aio work in one event loop only.": "# The main thread stands for the whole process.",
     "asyncio.get_running_loop()": "threading.main_thread()",
     "import asyncio\n": "",
+    "from asyncio import Queue": "from queue import SimpleQueue as Queue",
+    "awaited": "unawaited",
+    # A blocking assignment can wait for the daemon.
+    "# An assignment cannot be awaited: `await pipe.set_scheduler(…)`.": (
+        "@scheduler.setter\n    def scheduler(self, scheduler: NoiseSchedulerLike | None) -> None:\n"
+        "        self.set_scheduler(scheduler)"
+    ),
     # A blocking property may ask the daemon, so that what others did since is seen.
     "description.describe_components(self._info)": "description.describe_components(self.refresh()._info)",
     "description.describe_memory(self._info)": "description.describe_memory(self.refresh()._info)",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import operator
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from PIL import Image, ImageOps
 
 from . import media
 from .channel import is_loopback
@@ -40,9 +43,33 @@ def add_arguments(request: pb.GenerateRequest, arguments: Mapping[str, Any]) -> 
     """Raises InvalidFieldError for what cannot be sent."""
     for name, value in arguments.items():
         try:
-            _add(request, name, media.pack(value))
+            _add(request, name, media.pack(_read(name, value)))
         except (TypeError, OverflowError, UnicodeEncodeError) as error:
             raise InvalidFieldError.of(name, f"{error}.") from error
+
+
+def add_values(request: pb.EncodePromptRequest, arguments: Mapping[str, Any]) -> None:
+    """Raises InvalidFieldError for what cannot be sent."""
+    for name, value in arguments.items():
+        try:
+            request.arguments[name].CopyFrom(to_proto(media.pack(value)))
+        except (TypeError, OverflowError, UnicodeEncodeError) as error:
+            raise InvalidFieldError.of(name, f"{error}.") from error
+
+
+def _read(name: str, value: Any) -> Any:
+    """Images that are named by their files, read as diffusers' `load_image` does; the daemon has other files."""
+    if isinstance(value, list | tuple):
+        return [_read(name, item) for item in value]
+    if not isinstance(value, os.PathLike) and not (isinstance(value, str) and name.endswith("image")):
+        return value
+    try:
+        with Image.open(value) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InvalidFieldError.of(
+            name, f"{os.fspath(value)!r} cannot be read as an image.", hint="Give a file, or a PIL image."
+        ) from error
 
 
 def _add(request: pb.GenerateRequest, name: str, value: Any) -> None:

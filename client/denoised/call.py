@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import adapter, arguments
 from .adapter import Adapters
+from .callbacks import Callbacks
 from .errors import InternalError, InvalidFieldError, UnsupportedError
+from .noise_scheduler import NoiseSchedulerLike, to_message
 from .progress import DenoisingBar
 from .result import PipelineOutput, assemble
 from .units import to_duration
@@ -17,8 +18,6 @@ from .v1 import generation_service_pb2 as pb
 
 # A bar is drawn no more often than this.
 BAR_SECONDS = 0.1
-# Called as diffusers calls it: pipeline, step, timestep, tensors.
-StepCallback = Callable[[Any, int, Any, dict[str, Any]], Any]
 
 
 class Call:
@@ -38,12 +37,13 @@ class Call:
         quality: int | None,
         adapters: Adapters | None,
         loaded_adapters: Sequence[str],
+        noise_scheduler: NoiseSchedulerLike | None,
         target: str,
     ) -> None:
         named = arguments.by_name(parameters, positional, keywords)
         self._output_type = _output_type(named.pop("output_type", "pil"))
         self._returns_dict = bool(named.pop("return_dict", True))
-        self._callback = _callback(named)
+        self.callbacks = Callbacks(named)
         self._completed_steps = 0
         self._outputs: list[pb.Output] = []
         self._summary: pb.Summary | None = None
@@ -53,16 +53,24 @@ class Call:
             batching=arguments.batching_number(batching),
             priority=arguments.priority_number(priority),
         )
-        if self._callback is None:
+        if self.callbacks.told is None:
             self.request.progress_interval.CopyFrom(to_duration(BAR_SECONDS))
         if adapters is not None:
             self.request.adapters.CopyFrom(adapter.select(adapters, loaded_adapters))
+        if noise_scheduler is not None:
+            self.request.noise_scheduler.CopyFrom(to_message(noise_scheduler, "noise_scheduler"))
         arguments.add_seeds(self.request, seed)
         self._generators: tuple[Any, ...] = ()
         if (generator := named.pop("generator", None)) is not None:
             self._generators = arguments.add_generators(self.request, generator)
         arguments.add_output(self.request, self._output_type, media_type=media_type, quality=quality, target=target)
         arguments.add_arguments(self.request, named)
+
+    @property
+    def start(self) -> pb.GenerateInteractivelyRequest:
+        """The first message where callbacks are asked."""
+        message = pb.GenerateInteractivelyRequest.Start(request=self.request, callbacks=self.callbacks.asked)
+        return pb.GenerateInteractivelyRequest(start=message)
 
     def receive(self, event: pb.GenerateResponse, pipeline: object, bar: DenoisingBar) -> None:
         """Shows progress and keeps what arrived. What the caller's callback raises comes through."""
@@ -88,11 +96,8 @@ class Call:
     def _report(self, pipeline: object, completed_steps: int) -> None:
         # A slow reader may find several steps in one event; a callback counts on seeing each.
         for step in range(self._completed_steps, completed_steps):
-            if self._callback is not None and self._callback(pipeline, step, None, {}):
-                raise UnsupportedError(
-                    "callback_on_step_end: tensors cannot be replaced while the daemon denoises.",
-                    hint="Return None or an empty dict.",
-                )
+            if self.callbacks.told is not None:
+                self.callbacks.told(pipeline, step, None, {})
         self._completed_steps = max(self._completed_steps, completed_steps)
 
 
@@ -102,24 +107,3 @@ def _output_type(value: Any) -> str:
     if value in ("pt", "latent") and importlib.util.find_spec("torch") is None:
         raise UnsupportedError(f"output_type: {value!r} gives tensors, which need torch.", hint='Use "np" without it.')
     return value
-
-
-def _callback(named: dict[str, Any]) -> StepCallback | None:
-    if named.pop("callback", None) is not None:
-        raise UnsupportedError("callback: latents do not leave the daemon.", hint="Use callback_on_step_end.")
-    # Only says how often the legacy callback runs.
-    named.pop("callback_steps", None)
-    callback: StepCallback | None = named.pop("callback_on_step_end", None)
-    if inspect.iscoroutinefunction(callback):
-        raise UnsupportedError(
-            "callback_on_step_end: an async function would never be awaited.",
-            hint="Give a plain function; it may start a task.",
-        )
-    # diffusers' own PipelineCallback classes bring the names of the tensors they want.
-    wanted = named.pop("callback_on_step_end_tensor_inputs", None)
-    if tensors := wanted or getattr(callback, "tensor_inputs", None):
-        raise UnsupportedError(
-            f"callback_on_step_end_tensor_inputs: {', '.join(tensors)} cannot leave the daemon while it denoises.",
-            hint="Leave it out: the callback is then told of each step, without tensors.",
-        )
-    return callback

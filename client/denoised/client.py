@@ -26,6 +26,7 @@ from .channel import (
     failure,
     resolve_target,
 )
+from .conversation import Conversation
 from .errors import DenoisedError
 from .pipeline import Pipeline
 from .stream import Stream
@@ -336,6 +337,43 @@ class Client:
             MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
         """
         return self._stream(lambda stubs: stubs.generations.Generate, request, self._limit(timeout))
+
+    def converse(
+        self, start: generation_service_pb2.GenerateInteractivelyRequest, *, timeout: float | None = None
+    ) -> Conversation[generation_service_pb2.GenerateInteractivelyResponse]:
+        """Runs a pipeline with callbacks, one level below `pipe(...)`: each `step_end` takes a reply.
+
+        Leaving the iteration stops the generation.
+
+        Args:
+            start: What to run, and which callbacks to ask.
+            timeout: Seconds it may take, waiting and callbacks included.
+
+        Raises:
+            MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
+        """
+        check_size(start, self._max_message_bytes)
+        limit = self._limit(timeout)
+        conversation: Conversation[generation_service_pb2.GenerateInteractivelyResponse] = Conversation(
+            lambda sent: self._stubs().generations.GenerateInteractively(sent, timeout=limit, metadata=self._metadata),
+            self.target,
+        )
+        conversation.send(start)
+        return conversation
+
+    def encode_prompt(
+        self, request: generation_service_pb2.EncodePromptRequest, *, timeout: float | None = None
+    ) -> generation_service_pb2.EncodePromptResponse:
+        """Runs a pipeline's `encode_prompt`, one level below the pipeline's own method.
+
+        Args:
+            request: What to encode.
+            timeout: Seconds it may take, waiting included.
+        """
+        response: generation_service_pb2.EncodePromptResponse = self._call(
+            lambda stubs: stubs.generations.EncodePrompt, request, timeout
+        )
+        return response
 
     # Workers
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from .errors import InvalidFieldError, UnsupportedError
+from .noise_scheduler import NoiseScheduler
 from .spec import DTYPE_ALIASES, WEIGHT_DTYPES, dtype_number, full_name, one_of, source, suggest
 from .v1 import pipeline_service_pb2 as pb
 from .values import Plain, to_proto
@@ -127,7 +128,9 @@ class Component:
         return cls(class_name=cls._class_name, config=_plain({**config, **kwargs}))
 
     def __repr__(self) -> str:
-        given = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        # The configuration of a live component is long.
+        names = [each.name for each in dataclasses.fields(self) if not (each.name == "config" and self.pipeline)]
+        given = {name: getattr(self, name) for name in names}
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value not in ("", None, {}, 0))
         return f"{type(self).__name__}({shown})"
 
@@ -185,7 +188,7 @@ def _source(role: str, value: Any) -> pb.ComponentSource:
         class_name=value.class_name if not value.pipeline else "",
         pipeline=full_name(value.pipeline),
         role=value.role if value.pipeline else "",
-        config={name: to_proto(item) for name, item in _plain(value.config).items()},
+        config={name: to_proto(item) for name, item in _plain(value.config if not value.pipeline else {}).items()},
         dtype=dtype_number(value.dtype) if not value.pipeline else dtype_number(None),
         use_safetensors=value.use_safetensors,
     )
@@ -195,7 +198,8 @@ def _from_object(role: str, value: Any) -> Component:
     """A noise scheduler of diffusers is its configuration; everything else stays where it is."""
     name, module = type(value).__name__, type(value).__module__
     config = getattr(value, "config", None)
-    if hasattr(value, "set_timesteps") and isinstance(config, Mapping):
+    is_scheduler = hasattr(value, "set_timesteps") or isinstance(value, NoiseScheduler)
+    if is_scheduler and isinstance(config, Mapping):
         return Component(class_name=name, config=_plain(config))
     if module.startswith(("diffusers", "transformers")):
         hint = f"Name it instead: denoised.{name}.from_pretrained(…), or a component of another remote pipeline."

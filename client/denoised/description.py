@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from . import config
 from .component import Component
+from .config import FrozenDict
 from .spec import TASK_NAMES, dtype_name
 from .units import format_bytes
 from .v1 import pipeline_service_pb2 as pb
@@ -28,12 +31,14 @@ class LiveComponent(Component):
         dtype: Element type of its weights, such as "float16"; empty for parts without weights.
         sharers: Pipelines that use this one copy, this pipeline included.
         residency: Where its weights are: "device", "host" or "disk"; empty for parts without weights.
+        config: Its configuration; empty for a part that has none.
     """
 
     digest: str = ""
     weight_bytes: int = 0
     sharers: int = 0
     residency: str = ""
+    config: FrozenDict = field(default_factory=FrozenDict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ def describe_components(info: pb.Pipeline) -> dict[str, LiveComponent]:
             dtype=dtype_name(part.dtype),
             sharers=part.sharer_count,
             residency=RESIDENCIES.get(part.residency, ""),
+            config=config.of_component(info, part.role),
         )
         for part in info.components
     }
@@ -67,6 +73,20 @@ def describe_components(info: pb.Pipeline) -> dict[str, LiveComponent]:
 
 def describe_memory(info: pb.Pipeline) -> Memory:
     return Memory(info.exclusive_bytes, info.shared_bytes)
+
+
+@functools.cache
+def named_class(base: Any, name: str) -> Any:
+    """A class like the base, of another name; the base itself for none."""
+    if not name.isidentifier() or base.__name__ == name:
+        return base
+    return type(name, (base,), {"__slots__": (), "__module__": base.__module__, "__doc__": base.__doc__})
+
+
+def is_settable(kind: type, name: str) -> bool:
+    """Whether the class says what an assignment to the attribute does."""
+    found = getattr(kind, name, None)
+    return isinstance(found, property) and found.fset is not None
 
 
 def task_name(info: pb.Pipeline) -> str:

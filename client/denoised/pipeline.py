@@ -5,29 +5,35 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from . import adapter, description
+from . import adapter, arguments, description, media
 from .adapter import Adapters
 from .call import Call
+from .callbacks import unawaited
+from .config import FrozenDict, of_pipeline
 from .description import LiveComponent, Memory
-from .errors import DenoisedError
+from .errors import DenoisedError, GenerationInterruptedError
+from .noise_scheduler import NoiseSchedulerLike
 from .pipeline_adapters import PipelineAdapters
-from .progress import DenoisingBar
+from .pipeline_settings import PipelineSettings
+from .progress import DenoisingBar, bar_over
 from .result import PipelineOutput
 from .units import Ttl
-from .v1 import adapter_pb2, pipeline_service_pb2
+from .v1 import adapter_pb2, generation_service_pb2, pipeline_service_pb2
+from .values import from_proto
 
 if TYPE_CHECKING:
     from .client import Client
 
 
-class Pipeline(PipelineAdapters):
+class Pipeline(PipelineAdapters, PipelineSettings):
     """A handle to a live diffusers pipeline; call it as you would call the pipeline.
 
-    Get one from an Auto class or a client, never from here. `with pipe:` unloads it at the end.
+    Get one from an Auto class or a client, never from here. `with pipe:` unloads it at the end. Its class has the
+    name of the remote pipeline's class, and its components are attributes: `pipe.unet`, `pipe.vae`.
 
     Example:
         result = pipe("a red apple", num_inference_steps=25)
@@ -36,18 +42,30 @@ class Pipeline(PipelineAdapters):
     `components` and `memory` ask the daemon; other attributes are as of its last answer, see `refresh`.
     """
 
-    __slots__ = ("__weakref__", "_bar_config", "_client", "_device", "_info")
+    __slots__ = ("__weakref__", "_bar_config", "_client", "_device", "_info", "_interrupt", "_state", "_warned")
 
     _bar_config: dict[str, Any]
     _client: Client
     _device: str
     _info: pipeline_service_pb2.Pipeline
+    _interrupt: bool
+    _state: dict[str, Any]
+    _warned: set[str]
+
+    def __new__(cls, client: Client, info: pipeline_service_pb2.Pipeline, device: str) -> Self:
+        # Programs look at the name of a pipeline's class.
+        base: Any = cls
+        pipeline: Self = object.__new__(description.named_class(base, info.pipeline_class))
+        return pipeline
 
     def __init__(self, client: Client, info: pipeline_service_pb2.Pipeline, device: str) -> None:
         self._client = client
         self._info = info
         self._device = device
         self._bar_config = {}
+        self._interrupt = False
+        self._state = {}
+        self._warned = set()
 
     @overload
     def __call__(
@@ -60,6 +78,7 @@ class Pipeline(PipelineAdapters):
         media_type: str = ...,
         quality: int | None = ...,
         adapters: Adapters | None = ...,
+        noise_scheduler: NoiseSchedulerLike | None = ...,
         return_dict: Literal[True] = ...,
         **kwargs: Any,
     ) -> PipelineOutput: ...
@@ -77,6 +96,7 @@ class Pipeline(PipelineAdapters):
         media_type: str = "",
         quality: int | None = None,
         adapters: Adapters | None = None,
+        noise_scheduler: NoiseSchedulerLike | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs the pipeline.
@@ -84,8 +104,13 @@ class Pipeline(PipelineAdapters):
         All arguments of the pipeline's own `__call__` are taken, by position or by name: `prompt`, `image`,
         `num_inference_steps`, `guidance_scale`, `generator`, `output_type`, …; `parameters` lists them. What is left
         out keeps the pipeline's default, None is sent as None. A torch.Generator is used from its present state and
-        left as diffusers would leave it. `callback_on_step_end(pipe, step, timestep, tensors)` is told of each step,
-        with None for the timestep and no tensors; what it raises stops the generation.
+        left as diffusers would leave it. Images may be PIL images, arrays, tensors, files of this machine, or lists.
+
+        `callback_on_step_end(pipe, step, timestep, tensors)` is called here at each step, with the tensors that
+        `callback_on_step_end_tensor_inputs` names ("latents" by default). Tensors that it changes or returns have
+        effect in the daemon, as has what it sets on `pipe`: `pipe._guidance_scale = 0.0`, `pipe._interrupt = True`. The
+        generation waits for it and others go on; what it raises stops the generation. With
+        `callback_on_step_end_tensor_inputs=[]` it is only told of steps, with None for the timestep, and nothing waits.
 
         Args:
             *args: Arguments by position, `prompt` first with nearly every pipeline.
@@ -100,6 +125,7 @@ class Pipeline(PipelineAdapters):
             quality: Quality of JPEG and WebP, from 1 to 100. Defaults to 90.
             adapters: LoRAs for this call in place of those of the pipeline: `denoised.Adapter`s, names of loaded ones,
                 or names with their scales. An empty list switches the pipeline's off.
+            noise_scheduler: For this call alone, as for `set_scheduler`. Defaults to the pipeline's.
             **kwargs: Arguments by name.
 
         Returns:
@@ -124,18 +150,84 @@ class Pipeline(PipelineAdapters):
             quality=quality,
             adapters=adapters,
             loaded_adapters=[loaded.name for loaded in self._info.adapters],
+            noise_scheduler=noise_scheduler,
             target=self._client.target,
         )
+        self._interrupt = False
         config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
-        stream = self._client.generate(call.request, timeout=timeout)
         bar = DenoisingBar(config)
         try:
-            with contextlib.closing(iter(stream)) as events:
-                for event in events:
-                    call.receive(event, self, bar)
+            if call.callbacks.asked:
+                self._converse(call, timeout, bar)
+            else:
+                with contextlib.closing(iter(self._client.generate(call.request, timeout=timeout))) as events:
+                    for event in events:
+                        call.receive(event, self, bar)
+                        if self._interrupt:
+                            raise GenerationInterruptedError("The generation was stopped before its last step.")
         finally:
             bar.close()
         return call.result()
+
+    def _converse(self, call: Call, timeout: float | None, bar: DenoisingBar) -> None:
+        conversation = self._client.converse(call.start, timeout=timeout)
+        with contextlib.closing(iter(conversation)) as events:
+            for event in events:
+                if not event.HasField("step_end"):
+                    call.receive(event.generate, self, bar)
+                    continue
+                step = call.callbacks.at(event.step_end)
+                # As the remote pipeline is in this generation: another one of this handle may run beside it.
+                seen = self._seen_by(step.state)
+                returned = unawaited(step.run(seen))
+                conversation.send(step.reply(returned, interrupt=seen._interrupt or self._interrupt))
+
+    def _seen_by(self, state: dict[str, Any]) -> Self:
+        """The pipeline as a callback sees it: with attributes of the one that runs, which it may set."""
+        seen = object.__new__(type(self))
+        for name in Pipeline.__slots__[1:]:
+            object.__setattr__(seen, name, getattr(self, name))
+        object.__setattr__(seen, "_state", state)
+        return seen
+
+    def encode_prompt(
+        self,
+        *args: Any,
+        batching: Literal["allow", "forbid"] = "allow",
+        priority: int = 0,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs the family's own `encode_prompt` in the daemon, and returns what it returns, embeddings as tensors.
+
+        Args:
+            *args: Its arguments by position, in the family's own order; the device is taken and left to the daemon.
+            batching: As for a call.
+            priority: As for a call.
+            timeout: Seconds it may take, waiting included.
+            **kwargs: Its arguments by name.
+
+        Raises:
+            InvalidRequestError: An argument is unknown or of the wrong type, or diffusers refused it.
+        """
+        parameters = [parameter.name for parameter in self._info.encode_prompt_parameters]
+        if not parameters:
+            raise AttributeError(
+                f"A {self._info.pipeline_class} has no 'encode_prompt'.", name="encode_prompt", obj=self
+            )
+        named = arguments.by_name(parameters, args, kwargs)
+        named.pop("device", None)
+        if named.get("dtype") is not None:
+            named["dtype"] = str(named["dtype"]).removeprefix("torch.")
+        request = generation_service_pb2.EncodePromptRequest(
+            pipeline=self.name,
+            batching=arguments.batching_number(batching),
+            priority=arguments.priority_number(priority),
+        )
+        arguments.add_values(request, named)
+        response = self._client.encode_prompt(request, timeout=timeout)
+        values = tuple(media.unpack(from_proto(value)) for value in response.values)
+        return values if response.is_tuple else values[0]
 
     def __enter__(self) -> Self:
         return self
@@ -181,6 +273,16 @@ class Pipeline(PipelineAdapters):
         return description.describe_components(self.refresh()._info)
 
     @property
+    def config(self) -> FrozenDict:
+        """Its configuration: class, library and class of each component, and options."""
+        return of_pipeline(self._info)
+
+    @property
+    def name_or_path(self) -> str:
+        """What it was loaded from."""
+        return self._info.spec.repo_id
+
+    @property
     def memory(self) -> Memory:
         """Bytes of its weights: its own, and those it shares."""
         return description.describe_memory(self.refresh()._info)
@@ -217,35 +319,61 @@ class Pipeline(PipelineAdapters):
 
     def _adapt(self, method: str, sources: Sequence[adapter_pb2.AdapterSource] = (), **arguments: Any) -> None:
         calls = [*self._info.settings.adapters, adapter.call_message(method, sources, arguments)]
-        settings = pipeline_service_pb2.PipelineSettings(adapters=calls)
-        self._info = self._client.update(self.name, settings, ["adapters"])
+        self._update(pipeline_service_pb2.PipelineSettings(adapters=calls), "adapters")
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Returns itself, for programs written for diffusers: the daemon decides where the weights are.
 
-        Warns when that is not what was asked for.
+        Warns, once, when that is not what was asked for.
         """
         asked = (*args, *(kwargs[name] for name in ("device", "dtype") if name in kwargs))
         for difference in description.moves(asked, self._info, self._device):
-            warnings.warn(f"{self.name} stays as it is ({difference}).", stacklevel=2)
+            kind = difference.partition(":")[0]
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warnings.warn(f"{self.name} stays as it is ({difference}).", stacklevel=2)
         return self
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Arguments for the tqdm bars of its generations, such as `disable=True`, `desc="apples"`, `leave=False`."""
         self._bar_config = kwargs
 
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """A tqdm bar with this pipeline's settings, over the iterable or up to the total."""
+        return bar_over(self._bar_config, iterable, total)
+
+    def _update(self, settings: pipeline_service_pb2.PipelineSettings, path: str) -> None:
+        self._info = self._client.update(self.name, settings, [path])
+
     def __getattr__(self, name: str) -> Any:
-        known = ", ".join(sorted(known for known in dir(type(self)) if not known.startswith("_")))
-        raise AttributeError(f"A remote pipeline has no {name!r}. There is: {known}.", name=name, obj=self)
+        # Set first: not there in an object that is being made.
+        if name in Pipeline.__slots__:
+            raise AttributeError(name)
+        if name in self._state:
+            return self._state[name]
+        parts = description.describe_components(self.refresh()._info)
+        if name in parts:
+            return parts[name]
+        config = self.config
+        if isinstance(config.get(name), tuple):
+            return None  # a component that was left out
+        known = {*parts, *self._state, *dir(type(self))}
+        there_is = ", ".join(sorted(each for each in known if not each.startswith("_")))
+        raise AttributeError(f"A remote pipeline has no {name!r}. There is: {there_is}.", name=name, obj=self)
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in self.__slots__:
+        if name in Pipeline.__slots__ or description.is_settable(type(self), name):
+            object.__setattr__(self, name, value)
+        elif name == "scheduler":
+            raise AttributeError("Setting it takes a call: use set_scheduler(…).", name=name, obj=self)
+        elif name in self._state:
+            self._state[name] = value
+        else:
             raise AttributeError(
                 f"{name!r} of a remote pipeline cannot be set. Name what to replace in from_pretrained or from_pipe.",
                 name=name,
                 obj=self,
             )
-        object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         return description.as_text(self._info, self._client.target)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm.auto import tqdm
 
 from .v1.pipeline_service_pb2 import LoadProgress
+
+
+def bar_over(config: Mapping[str, Any], iterable: Iterable[Any] | None, total: int | None) -> tqdm[Any]:
+    """A bar as a pipeline of diffusers makes it. Raises ValueError without an iterable or a total."""
+    if iterable is None and total is None:
+        raise ValueError("Either `total` or `iterable` has to be defined.")
+    return tqdm(iterable, **config) if iterable is not None else tqdm(total=total, **config)
 
 
 class Bar:

@@ -26,6 +26,7 @@ SCOPES: Mapping[str, Scope] = {
     "/denoised.v1.PipelineService/WatchPipelines": Scope.READ,
     "/denoised.v1.GenerationService/Generate": Scope.GENERATE,
     "/denoised.v1.GenerationService/GenerateInteractively": Scope.GENERATE,
+    "/denoised.v1.GenerationService/EncodePrompt": Scope.GENERATE,
     "/denoised.v1.WorkerService/ListWorkers": Scope.READ,
     "/denoised.v1.WorkerService/GetServerInfo": Scope.READ,
 }

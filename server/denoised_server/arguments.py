@@ -6,12 +6,18 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 from denoised.errors import InvalidFieldError, UnknownArgumentError
 from denoised.values import NDARRAY, TENSOR, Artifact, Plain
 
 from .messages import Generate, Parameter
 
 MAX_TEXT = 65_536
+MAX_PROMPTS = 256
+PROMPTS = ("prompt", "prompt_2", "prompt_3")
+# Names that end so are tensors that go into the model as they are.
+NUMBERS = ("latents", "embeds")
+FLOATS = ("float32", "float16", "bfloat16", "float64")
 # Comparing names takes time that grows with their length, and a message should be one that can be read.
 SHOWN_NAME = 64
 MAX_PRIORITY = 100
@@ -43,6 +49,14 @@ def merge(typed: Mapping[str, Plain], others: Mapping[str, Plain]) -> dict[str, 
 
 def check(command: Generate, parameters: Sequence[Parameter], *, max_pixels: int) -> None:
     """Raises InvalidFieldError or UnknownArgumentError for what cannot work."""
+    for name, value in command.arguments.items():
+        _check_text(name, value)
+        _check_numbers(name, value)
+    _check_prompts(command.arguments)
+    _check_output(command)
+    if command.method:
+        # Its signature is the worker's to know.
+        return
     known = {parameter.name: parameter for parameter in parameters}
     for name, value in command.arguments.items():
         if name in RESERVED:
@@ -50,7 +64,6 @@ def check(command: Generate, parameters: Sequence[Parameter], *, max_pixels: int
         if name not in known:
             raise _unknown(name, known)
         _check_kind(known[name], value)
-        _check_text(name, value)
         if name in BOUNDS and isinstance(value, int | float):
             BOUNDS[name](name, value)
     for parameter in parameters:
@@ -58,7 +71,6 @@ def check(command: Generate, parameters: Sequence[Parameter], *, max_pixels: int
             raise InvalidFieldError.of(parameter.name, "the pipeline cannot run without it.", hint="Set it.")
     _check_size(command.arguments, max_pixels)
     _check_randomness(command, known)
-    _check_output(command)
 
 
 def _unknown(name: str, known: Iterable[str]) -> UnknownArgumentError:
@@ -107,6 +119,35 @@ def _check_text(name: str, value: Plain) -> None:
         case Mapping():
             for item in value.values():
                 _check_text(name, item)
+
+
+def _check_numbers(name: str, value: Plain) -> None:
+    """What goes into the model as it is: a single NaN there makes an image of nothing but NaN."""
+    if not name.endswith(NUMBERS):
+        return
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_numbers(name, item)
+    if isinstance(value, Artifact) and value.media_type in (TENSOR, NDARRAY):
+        if value.dtype not in FLOATS:
+            raise InvalidFieldError.of(name, f"its elements are {value.dtype or 'of no type'}.", hint="Send floats.")
+        if value.dtype == "bfloat16":
+            # NumPy has no such type: the exponent of what is not finite has all its bits.
+            bits = np.frombuffer(value.data[: len(value.data) // 2 * 2], np.uint16)
+            finite = bool(((bits & 0x7F80) != 0x7F80).all())
+        else:
+            size = np.dtype(value.dtype).itemsize
+            finite = bool(np.isfinite(np.frombuffer(value.data[: len(value.data) // size * size], value.dtype)).all())
+        if not finite:
+            raise InvalidFieldError.of(name, "it has elements that are not finite.", hint="Send ordinary numbers.")
+
+
+def _check_prompts(arguments: Mapping[str, Plain]) -> None:
+    for name, value in arguments.items():
+        if name.endswith(PROMPTS) and isinstance(value, list | tuple) and len(value) > MAX_PROMPTS:
+            raise InvalidFieldError.of(
+                name, f"it has {len(value):,} elements.", hint=f"Send at most {MAX_PROMPTS}, in several requests."
+            )
 
 
 def _between(low: float, high: float) -> Callable[[str, float], None]:

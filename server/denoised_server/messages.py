@@ -132,10 +132,14 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSettings:
-    """What can be set on a live pipeline; what is not set is as the checkpoint has it."""
+    """What can be set on a live pipeline; what is not set is as the checkpoint has it.
+
+    `features` are what diffusers has `enable_…` methods for, with their arguments.
+    """
 
     noise_scheduler: NoiseScheduler | None = None
     adapters: tuple[AdapterCall, ...] = ()
+    features: Mapping[str, Mapping[str, Plain]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +198,8 @@ class Callback:
 class Generate:
     """Run a pipeline. Answered by Progress and Output, then Finished; by StepEnd where a callback waits for a Reply.
 
+    `method` is "encode_prompt" to run that instead of `__call__`; what it returns comes as fields "output_0" and so on.
+
     `callbacks` are by the names of the parameters of `__call__` that take them; `conversation` names them in Replies.
 
     `arguments` are those of `__call__` by name, without generators, `output_type` and `return_dict`. `seeds` has one
@@ -216,6 +222,7 @@ class Generate:
     adapters: tuple[Adapter, ...] | None = None
     callbacks: Mapping[str, Callback] = field(default_factory=dict)
     conversation: str = ""
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +311,8 @@ class Loaded:
     """A pipeline is live.
 
     `revision` is the commit that the source resolved to; empty for directories. `settings` are those in force and
-    `noise_scheduler` is the one in use, each with its whole configuration.
+    `noise_scheduler` is the one in use, each with its whole configuration. `config` is the pipeline's own,
+    `component_configs` are by role.
     """
 
     task: str
@@ -315,6 +323,9 @@ class Loaded:
     settings: PipelineSettings = PipelineSettings()
     noise_scheduler: NoiseScheduler | None = None
     adapters: tuple[LoadedAdapter, ...] = ()
+    config: Mapping[str, Plain] = field(default_factory=dict)
+    component_configs: Mapping[str, Mapping[str, Plain]] = field(default_factory=dict)
+    encode_parameters: tuple[Parameter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

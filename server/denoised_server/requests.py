@@ -76,12 +76,13 @@ def derivation(request: pipeline_service_pb2.DerivePipelineRequest) -> Derivatio
 
 
 def update(request: pipeline_service_pb2.UpdatePipelineRequest) -> Change:
-    known = {each.name for each in fields(PipelineSettings)}
+    known = sorted(each.name for each in fields(PipelineSettings))
     paths = frozenset(request.update_mask.paths)
     if not paths:
         raise InvalidFieldError.of("update_mask", "it names nothing.", hint=f"Name some of {', '.join(known)}.")
     for path in paths:
-        if path not in known:
+        name, dot, _ = path.partition(".")
+        if name not in known or (dot and name != "features"):
             raise InvalidFieldError.of(
                 "update_mask", f"{path[:80]!r} cannot be updated.", hint=f"Name some of {', '.join(known)}."
             )
@@ -90,7 +91,11 @@ def update(request: pipeline_service_pb2.UpdatePipelineRequest) -> Change:
     if settings.HasField("noise_scheduler"):
         noise = _noise_scheduler(settings.noise_scheduler, "settings.noise_scheduler")
     adapters = [_adapter_call(call, f"settings.adapters[{index}]") for index, call in enumerate(settings.adapters)]
-    return Change(paths, PipelineSettings(noise, adapter_calls.compact(adapters)))
+    features = {
+        name: {key: _value(value, f"settings.features[{name}]") for key, value in arguments.entries.items()}
+        for name, arguments in settings.features.items()
+    }
+    return Change(paths, PipelineSettings(noise, adapter_calls.compact(adapters), features))
 
 
 def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
@@ -124,6 +129,16 @@ def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
         if request.HasField("noise_scheduler")
         else None,
         adapters=_adapters(request),
+    )
+
+
+def encode_prompt(request: generation_service_pb2.EncodePromptRequest) -> Generate:
+    return Generate(
+        pipeline=request.pipeline,
+        arguments={name: _value(value, name) for name, value in request.arguments.items()},
+        forbid_batching=_forbids(request.batching),
+        priority=request.priority,
+        method="encode_prompt",
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from denoised.errors import InternalError
 from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2, worker_service_pb2
-from denoised.values import DTYPES, artifact_to_proto, to_proto
+from denoised.values import DTYPES, Plain, artifact_to_proto, to_proto
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from . import callers, overrides
@@ -17,6 +18,7 @@ from .messages import (
     AdapterSource,
     Component,
     Derivation,
+    Loaded,
     LoadedAdapter,
     LoadProgress,
     NoiseScheduler,
@@ -83,6 +85,8 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         settings=_settings(view.recipe.settings),
         adapters=[_loaded_adapter(adapter) for adapter in loaded.adapters] if loaded else (),
         noise_scheduler=_noise_scheduler(loaded.noise_scheduler if loaded else None),
+        configuration=_configuration(loaded) if loaded else None,
+        encode_prompt_parameters=[_parameter(each) for each in loaded.encode_parameters] if loaded else (),
         pinned=view.pinned,
     )
 
@@ -119,6 +123,17 @@ def generate_response(event: GenerationEvent) -> generation_service_pb2.Generate
         case Summary():
             return pb.GenerateResponse(summary=_summary(event))
     raise InternalError(f"A {type(event).__name__} needs a callback.")
+
+
+def encode_prompt_response(events: Sequence[GenerationEvent]) -> generation_service_pb2.EncodePromptResponse:
+    response = generation_service_pb2.EncodePromptResponse()
+    values: dict[str, Plain] = {event.field: event.artifact for event in events if isinstance(event, Output)}
+    for event in events:
+        if isinstance(event, Summary):
+            values |= event.finished.fields
+            response.values.extend(to_proto(values[name]) for name in event.finished.field_names)
+            response.is_tuple = event.finished.field_names != ("output",)
+    return response
 
 
 def interactive_response(event: GenerationEvent) -> generation_service_pb2.GenerateInteractivelyResponse:
@@ -186,6 +201,7 @@ def _settings(settings: PipelineSettings) -> pipeline_service_pb2.PipelineSettin
     return pipeline_service_pb2.PipelineSettings(
         noise_scheduler=_noise_scheduler(settings.noise_scheduler),
         adapters=[_adapter_call(call) for call in settings.adapters],
+        features={name: _entries(arguments) for name, arguments in settings.features.items()},
     )
 
 
@@ -216,13 +232,21 @@ def _loaded_adapter(adapter: LoadedAdapter) -> adapter_pb2.LoadedAdapter:
     )
 
 
+def _configuration(loaded: Loaded) -> pipeline_service_pb2.Configuration:
+    return pipeline_service_pb2.Configuration(
+        pipeline={name: to_proto(value) for name, value in loaded.config.items()},
+        components={role: _entries(config) for role, config in loaded.component_configs.items()},
+    )
+
+
+def _entries(values: Mapping[str, Plain]) -> artifact_pb2.MapValue:
+    return artifact_pb2.MapValue(entries={name: to_proto(value) for name, value in values.items()})
+
+
 def _noise_scheduler(scheduler: NoiseScheduler | None) -> artifact_pb2.NoiseScheduler | None:
     if scheduler is None:
         return None
-    message = artifact_pb2.NoiseScheduler(class_name=scheduler.class_name)
-    for name, value in (scheduler.config or {}).items():
-        message.config.entries[name].CopyFrom(to_proto(value))
-    return message
+    return artifact_pb2.NoiseScheduler(class_name=scheduler.class_name, config=_entries(scheduler.config or {}))
 
 
 def _component(view: ComponentView) -> pipeline_service_pb2.Component:

@@ -118,6 +118,12 @@ class GenerationService(GenerationServiceServicer):
             async for event in events:
                 yield responses.interactive_response(event)
 
+    async def EncodePrompt(
+        self, request: generation_pb.EncodePromptRequest, context: Any
+    ) -> generation_pb.EncodePromptResponse:
+        async with aclosing(self._pool.generate(requests.encode_prompt(request))) as events:
+            return responses.encode_prompt_response([event async for event in events])
+
 
 class WorkerService(WorkerServiceServicer):
     """Shows the processes behind the daemon. The keyword arguments are what it says the daemon accepts."""

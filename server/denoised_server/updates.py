@@ -19,13 +19,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Settings to change, by name, and what they are to be."""
+    """Settings to change, by name, and what they are to be; "features.freeu" is one entry of a setting."""
 
     names: frozenset[str]
     settings: PipelineSettings
 
     def apply(self, present: PipelineSettings) -> PipelineSettings:
-        return replace(present, **{name: getattr(self.settings, name) for name in self.names})
+        for path in sorted(self.names):
+            name, _, key = path.partition(".")
+            new = getattr(self.settings, name)
+            if key:
+                kept = {other: value for other, value in getattr(present, name).items() if other != key}
+                new = kept | ({key: new[key]} if key in new else {})
+            present = replace(present, **{name: new})
+        return present
 
 
 class Updates:

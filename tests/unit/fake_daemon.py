@@ -217,6 +217,14 @@ class FakeDaemon(
             parameters=[pipeline_service_pb2.Parameter(name=name) for name in (*PARAMETERS, *TYPED)],
             noise_scheduler=_scheduler(),
         )
+        for entry, value in {"_class_name": CLASSES[task], "safety_checker": [None, None], "tokens": [1, 2]}.items():  # type: ignore[index]
+            info.configuration.pipeline[entry].CopyFrom(values.to_proto(value))
+        for role, class_name, _ in COMPONENTS:
+            info.configuration.pipeline[role].CopyFrom(values.to_proto(["diffusers", class_name]))
+        info.configuration.components["unet"].entries["sample_size"].int_value = 8
+        if task == pipeline_service_pb2.TASK_TEXT_TO_IMAGE:
+            for parameter in ("prompt", "device", "clip_skip", "dtype"):
+                info.encode_prompt_parameters.add(name=parameter)
         info.spec.dtype = info.spec.dtype or artifact_pb2.DATA_TYPE_FLOAT32
         for role, class_name, size in COMPONENTS:
             if role in overrides and overrides[role].value.HasField("null_value"):
@@ -266,7 +274,8 @@ class FakeDaemon(
                 step_end.state["_interrupt"].bool_value = False
                 yield pb.GenerateInteractivelyResponse(step_end=step_end)
                 self.replies.append(next(request_iterator).reply)
-            return bool(self.replies[-1].state["_interrupt"].bool_value)
+            state = self.replies[-1].state
+            return "_interrupt" in state and bool(state["_interrupt"].bool_value)
 
         for event in self.Generate(start.request, context, ask):
             is_ours = isinstance(event, pb.GenerateInteractivelyResponse)
@@ -300,6 +309,15 @@ class FakeDaemon(
                 summary.fields[name].CopyFrom(values.to_proto(value))
             ended.set()
             yield response(summary=summary)
+
+    def EncodePrompt(self, request: Any, context: Any) -> Any:  # noqa: N802
+        with self._answering(request, context):
+            self._find(request.pipeline)
+            numbers = np.ones((1, 2, 3), np.float32)
+            embeds = values.Artifact(values.TENSOR, numbers.tobytes(), "float32", numbers.shape)
+            return generation_service_pb2.EncodePromptResponse(
+                values=[values.to_proto(embeds), values.to_proto(None)], is_tuple=True
+            )
 
     # Workers
 

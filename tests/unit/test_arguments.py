@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -220,3 +221,39 @@ def test_fields_and_the_map_are_one_set_of_arguments() -> None:
     assert merge({"prompt": "cat"}, {"eta": 0.5}) == {"prompt": "cat", "eta": 0.5}
     with pytest.raises(InvalidFieldError, match="twice"):
         merge({"prompt": "cat"}, {"prompt": "dog"})
+
+
+def tensor(dtype: str, data: bytes) -> Artifact:
+    return Artifact(TENSOR, data, dtype, (len(data) // 2 if dtype != "float32" else len(data) // 4,))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("latents", tensor("float32", struct.pack("<2f", 1.0, math.nan))),
+        ("latents", tensor("float16", struct.pack("<2e", 1.0, math.inf))),
+        ("prompt_embeds", tensor("bfloat16", b"\x80\x3f\xc0\x7f")),
+        ("latents", Artifact(TENSOR, bytes(8), "int64", (1,))),
+    ],
+)
+def test_numbers_that_would_make_only_nan_are_refused(name: str, value: Artifact) -> None:
+    parameter = Parameter(name, default=None, has_default=True)
+    with pytest.raises(InvalidFieldError) as failed:
+        check(Generate("pipelines/a", {name: value}), [parameter], max_pixels=10**6)
+    assert failed.value.metadata["field"] == name
+
+
+def test_ordinary_numbers_pass_whatever_their_type() -> None:
+    ordinary = {
+        "float32": struct.pack("<2f", 1, -3e38),
+        "float16": b"\x00\x3c\xff\x7b",
+        "bfloat16": b"\x80\x3f\x7f\x7f",
+    }
+    for dtype, data in ordinary.items():
+        command = Generate("pipelines/a", {"latents": tensor(dtype, data)})
+        check(command, [Parameter("latents")], max_pixels=10**6)
+
+
+def test_prompts_are_counted() -> None:
+    with pytest.raises(InvalidFieldError, match="10,000 elements"):
+        check(Generate("pipelines/a", {"prompt": ["a"] * 10_000}), [Parameter("prompt")], max_pixels=10**6)

@@ -133,6 +133,9 @@ NAMING: dict[str, Callable[[As, str], Any]] = {
         generation_pb.GenerateRequest(pipeline=name, prompt="a cat")
     ),
     "/denoised.v1.GenerationService/GenerateInteractively": _converse,
+    "/denoised.v1.GenerationService/EncodePrompt": lambda client, name: client.generations.EncodePrompt(
+        generation_pb.EncodePromptRequest(pipeline=name)
+    ),
 }
 CHANGING = ("RenewPipeline", "UpdatePipeline", "UnloadPipeline")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import denoised
 import denoised.aio
 import pytest
+from denoised.errors import InvalidFieldError
 
 from tests.unit.fake_daemon import FakeDaemon
 
@@ -73,8 +74,54 @@ def test_components_and_memory_ask_the_daemon(target: str) -> None:
 
 def test_a_remote_pipeline_cannot_be_changed_by_assignment(target: str) -> None:
     pipe = denoised.AutoPipelineForText2Image.from_pretrained("demo")
-    with pytest.raises(AttributeError, match="'scheduler' of a remote pipeline cannot be set"):
+    with pytest.raises(AttributeError, match="'unet' of a remote pipeline cannot be set"):
+        pipe.unet = object()
+    with pytest.raises(InvalidFieldError, match="a object is no noise scheduler"):
         pipe.scheduler = object()
+
+
+def test_a_noise_scheduler_is_assigned(target: str) -> None:
+    pipe = denoised.AutoPipelineForText2Image.from_pretrained("demo")
+    pipe.scheduler = "EulerDiscreteScheduler"
+    assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
+    pipe.scheduler = ("DDIMScheduler", {"steps_offset": 2})
+    assert pipe.scheduler.config.steps_offset == 2
+    pipe.scheduler = None
+    assert pipe.scheduler.config.steps_offset == 1
+
+
+async def test_an_assignment_cannot_be_awaited(target: str) -> None:
+    async with denoised.aio.AsyncClient(progress_bar=False) as client:
+        pipe = await client.load("demo")
+        with pytest.raises(AttributeError, match=r"set_scheduler"):
+            pipe.scheduler = "EulerDiscreteScheduler"  # type: ignore[assignment, misc]
+
+
+async def test_a_coroutine_may_be_a_callback_where_it_is_awaited(target: str) -> None:
+    seen: list[int] = []
+
+    async def callback(pipe: object, step: int, timestep: object, tensors: object) -> None:
+        await asyncio.sleep(0)
+        seen.append(step)
+
+    async with denoised.aio.AsyncClient(progress_bar=False) as client:
+        pipe = await client.load("demo")
+        await pipe("an apple", num_inference_steps=3, callback_on_step_end=callback)
+    assert seen == [0, 1, 2]
+    blocking = denoised.AutoPipelineForText2Image.from_pretrained("demo")
+    with pytest.raises(denoised.errors.UnsupportedError, match="would have to be awaited"):
+        await asyncio.to_thread(blocking, "an apple", callback_on_step_end=callback)
+
+
+def test_another_thread_may_stop_a_generation(target: str, daemon: FakeDaemon) -> None:
+    daemon.step_seconds = 0.02
+    pipe = denoised.AutoPipelineForText2Image.from_pretrained("demo")
+    threading.Timer(0.2, setattr, [pipe, "_interrupt", True]).start()
+    with pytest.raises(denoised.errors.GenerationInterruptedError):
+        pipe("an apple", num_inference_steps=1000)
+    assert daemon.cancelled.wait(10)
+    daemon.step_seconds = 0.0
+    assert pipe("an apple").images
 
 
 def test_a_notebook_shows_its_components(target: str) -> None:

@@ -29,6 +29,7 @@ from ..channel import (
 from ..errors import DenoisedError
 from ..units import Ttl, to_duration
 from ..v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
+from .conversation import AsyncConversation
 from .pipeline import AsyncPipeline
 from .stream import AsyncStream
 
@@ -336,6 +337,43 @@ class AsyncClient:
             MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
         """
         return self._stream(lambda stubs: stubs.generations.Generate, request, self._limit(timeout))
+
+    def converse(
+        self, start: generation_service_pb2.GenerateInteractivelyRequest, *, timeout: float | None = None
+    ) -> AsyncConversation[generation_service_pb2.GenerateInteractivelyResponse]:
+        """Runs a pipeline with callbacks, one level below `pipe(...)`: each `step_end` takes a reply.
+
+        Leaving the iteration stops the generation.
+
+        Args:
+            start: What to run, and which callbacks to ask.
+            timeout: Seconds it may take, waiting and callbacks included.
+
+        Raises:
+            MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
+        """
+        check_size(start, self._max_message_bytes)
+        limit = self._limit(timeout)
+        conversation: AsyncConversation[generation_service_pb2.GenerateInteractivelyResponse] = AsyncConversation(
+            lambda sent: self._stubs().generations.GenerateInteractively(sent, timeout=limit, metadata=self._metadata),
+            self.target,
+        )
+        conversation.send(start)
+        return conversation
+
+    async def encode_prompt(
+        self, request: generation_service_pb2.EncodePromptRequest, *, timeout: float | None = None
+    ) -> generation_service_pb2.EncodePromptResponse:
+        """Runs a pipeline's `encode_prompt`, one level below the pipeline's own method.
+
+        Args:
+            request: What to encode.
+            timeout: Seconds it may take, waiting included.
+        """
+        response: generation_service_pb2.EncodePromptResponse = await self._call(
+            lambda stubs: stubs.generations.EncodePrompt, request, timeout
+        )
+        return response
 
     # Workers
 

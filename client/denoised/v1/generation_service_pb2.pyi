@@ -47,6 +47,82 @@ BATCHING_FORBID: Batching.ValueType  # 2
 global___Batching = Batching
 
 @typing.final
+class EncodePromptRequest(google.protobuf.message.Message):
+    """Request for GenerationService.EncodePrompt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ArgumentsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PIPELINE_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    BATCHING_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    pipeline: builtins.str
+    """Required. The pipeline, in the form "pipelines/{id}"."""
+    batching: global___Batching.ValueType
+    """As for Generate."""
+    priority: builtins.int
+    """As for Generate."""
+    @property
+    def arguments(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """Arguments of its `encode_prompt`, by their Python names; `encode_prompt_parameters` of the pipeline lists them. The
+        device is the daemon's to choose, and an element type is named, as "float16".
+        """
+
+    def __init__(
+        self,
+        *,
+        pipeline: builtins.str = ...,
+        arguments: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+        batching: global___Batching.ValueType = ...,
+        priority: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "batching", b"batching", "pipeline", b"pipeline", "priority", b"priority"]) -> None: ...
+
+global___EncodePromptRequest = EncodePromptRequest
+
+@typing.final
+class EncodePromptResponse(google.protobuf.message.Message):
+    """Response of GenerationService.EncodePrompt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: builtins.int
+    IS_TUPLE_FIELD_NUMBER: builtins.int
+    is_tuple: builtins.bool
+    """Whether it returned a tuple. If not, there is one value."""
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[denoised.v1.artifact_pb2.Value]:
+        """What it returned, in order."""
+
+    def __init__(
+        self,
+        *,
+        values: collections.abc.Iterable[denoised.v1.artifact_pb2.Value] | None = ...,
+        is_tuple: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["is_tuple", b"is_tuple", "values", b"values"]) -> None: ...
+
+global___EncodePromptResponse = EncodePromptResponse
+
+@typing.final
 class GenerateInteractivelyRequest(google.protobuf.message.Message):
     """Message of the caller in GenerationService.GenerateInteractively."""
 

@@ -45,6 +45,11 @@ class GenerationServiceStub(object):
                 request_serializer=denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyRequest.SerializeToString,
                 response_deserializer=denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyResponse.FromString,
                 _registered_method=True)
+        self.EncodePrompt = channel.unary_unary(
+                '/denoised.v1.GenerationService/EncodePrompt',
+                request_serializer=denoised_dot_v1_dot_generation__service__pb2.EncodePromptRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_generation__service__pb2.EncodePromptResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer(object):
@@ -78,6 +83,14 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EncodePrompt(self, request, context):
+        """Runs a pipeline's `encode_prompt`, and returns what it returns. The embeddings can be passed to Generate instead of
+        prompts. Waits and runs as a generation does. Reasons: as Generate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +103,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.GenerateInteractively,
                     request_deserializer=denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyRequest.FromString,
                     response_serializer=denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyResponse.SerializeToString,
+            ),
+            'EncodePrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.EncodePrompt,
+                    request_deserializer=denoised_dot_v1_dot_generation__service__pb2.EncodePromptRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_generation__service__pb2.EncodePromptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -147,6 +165,33 @@ class GenerationService(object):
             '/denoised.v1.GenerationService/GenerateInteractively',
             denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyRequest.SerializeToString,
             denoised_dot_v1_dot_generation__service__pb2.GenerateInteractivelyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncodePrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/denoised.v1.GenerationService/EncodePrompt',
+            denoised_dot_v1_dot_generation__service__pb2.EncodePromptRequest.SerializeToString,
+            denoised_dot_v1_dot_generation__service__pb2.EncodePromptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,14 @@ class GenerationServiceStub:
     what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
     """
 
+    EncodePrompt: grpc.UnaryUnaryMultiCallable[
+        denoised.v1.generation_service_pb2.EncodePromptRequest,
+        denoised.v1.generation_service_pb2.EncodePromptResponse,
+    ]
+    """Runs a pipeline's `encode_prompt`, and returns what it returns. The embeddings can be passed to Generate instead of
+    prompts. Waits and runs as a generation does. Reasons: as Generate.
+    """
+
 class GenerationServiceAsyncStub:
     """Runs live pipelines."""
 
@@ -76,6 +84,14 @@ class GenerationServiceAsyncStub:
     generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
     towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
     what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
+    """
+
+    EncodePrompt: grpc.aio.UnaryUnaryMultiCallable[
+        denoised.v1.generation_service_pb2.EncodePromptRequest,
+        denoised.v1.generation_service_pb2.EncodePromptResponse,
+    ]
+    """Runs a pipeline's `encode_prompt`, and returns what it returns. The embeddings can be passed to Generate instead of
+    prompts. Waits and runs as a generation does. Reasons: as Generate.
     """
 
 class GenerationServiceServicer(metaclass=abc.ABCMeta):
@@ -110,6 +126,16 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
         towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
         what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
+        """
+
+    @abc.abstractmethod
+    def EncodePrompt(
+        self,
+        request: denoised.v1.generation_service_pb2.EncodePromptRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[denoised.v1.generation_service_pb2.EncodePromptResponse, collections.abc.Awaitable[denoised.v1.generation_service_pb2.EncodePromptResponse]]:
+        """Runs a pipeline's `encode_prompt`, and returns what it returns. The embeddings can be passed to Generate instead of
+        prompts. Waits and runs as a generation does. Reasons: as Generate.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

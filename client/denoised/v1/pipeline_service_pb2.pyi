@@ -135,6 +135,8 @@ class Pipeline(google.protobuf.message.Message):
     SHARED_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
+    CONFIGURATION_FIELD_NUMBER: builtins.int
+    ENCODE_PROMPT_PARAMETERS_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Output only. The handle, in the form "pipelines/{id}"."""
@@ -203,6 +205,14 @@ class Pipeline(google.protobuf.message.Message):
         """Output only. The noise scheduler in force, with its whole configuration. Unset for a pipeline that has none."""
 
     @property
+    def configuration(self) -> global___Configuration:
+        """Output only. Configurations of the pipeline and of its components, as diffusers has them."""
+
+    @property
+    def encode_prompt_parameters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Parameter]:
+        """Output only. What its `encode_prompt` takes, for GenerationService.EncodePrompt. Empty for a family without one."""
+
+    @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[denoised.v1.adapter_pb2.LoadedAdapter]:
         """Output only. The LoRAs that it has loaded, in order; `settings.adapters` has all that was done."""
 
@@ -231,10 +241,12 @@ class Pipeline(google.protobuf.message.Message):
         shared: builtins.bool = ...,
         settings: global___PipelineSettings | None = ...,
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
+        configuration: global___Configuration | None = ...,
+        encode_prompt_parameters: collections.abc.Iterable[global___Parameter] | None = ...,
         adapters: collections.abc.Iterable[denoised.v1.adapter_pb2.LoadedAdapter] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "components", b"components", "create_time", b"create_time", "derivations", b"derivations", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["configuration", b"configuration", "create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "components", b"components", "configuration", b"configuration", "create_time", b"create_time", "derivations", b"derivations", "encode_prompt_parameters", b"encode_prompt_parameters", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
 
 global___Pipeline = Pipeline
 
@@ -244,8 +256,27 @@ class PipelineSettings(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class FeaturesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.MapValue: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.MapValue | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
     @property
     def noise_scheduler(self) -> denoised.v1.artifact_pb2.NoiseScheduler:
         """The noise scheduler, in place of the checkpoint's own. Returned with its whole configuration. Defaults to the
@@ -258,16 +289,86 @@ class PipelineSettings(google.protobuf.message.Message):
         Returned without what later calls undid. At most 128. Defaults to nothing.
         """
 
+    @property
+    def features(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.MapValue]:
+        """Features that diffusers switches with `enable_…` methods, by the name that follows, with their arguments:
+        "vae_tiling" and "vae_slicing" without any, "freeu" with "s1", "s2", "b1" and "b2". They are in force for this
+        pipeline alone, whose calls run alone meanwhile. Defaults to none.
+        """
+
     def __init__(
         self,
         *,
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
         adapters: collections.abc.Iterable[denoised.v1.adapter_pb2.AdapterCall] | None = ...,
+        features: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.MapValue] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["noise_scheduler", b"noise_scheduler"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "noise_scheduler", b"noise_scheduler"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "features", b"features", "noise_scheduler", b"noise_scheduler"]) -> None: ...
 
 global___PipelineSettings = PipelineSettings
+
+@typing.final
+class Configuration(google.protobuf.message.Message):
+    """Configurations, as diffusers' `config` has them. Where they were read from is left out."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class PipelineEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class ComponentsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.MapValue: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.MapValue | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PIPELINE_FIELD_NUMBER: builtins.int
+    COMPONENTS_FIELD_NUMBER: builtins.int
+    @property
+    def pipeline(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """That of the pipeline: `_class_name`, the library and the class of each component, and options. Defaults to none."""
+
+    @property
+    def components(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.MapValue]:
+        """Those of the components that have one, by role. Defaults to none."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+        components: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.MapValue] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["components", b"components", "pipeline", b"pipeline"]) -> None: ...
+
+global___Configuration = Configuration
 
 @typing.final
 class PipelineSpec(google.protobuf.message.Message):
@@ -730,7 +831,9 @@ class UpdatePipelineRequest(google.protobuf.message.Message):
 
     @property
     def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
-        """Required. Which settings to change: "noise_scheduler", "adapters"."""
+        """Required. Which settings to change: "noise_scheduler", "adapters", "features", or one feature as
+        "features.vae_tiling".
+        """
 
     def __init__(
         self,

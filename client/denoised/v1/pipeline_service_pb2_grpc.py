@@ -142,7 +142,7 @@ class PipelineServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePipeline(self, request, context):
-        """Changes settings of a live pipeline: its noise scheduler and its adapters.
+        """Changes settings of a live pipeline: its noise scheduler, its adapters, and features such as VAE tiling.
 
         Generations that are running go on as they began; those that come later find it changed, also after its weights had
         to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived

@@ -77,7 +77,7 @@ class PipelineServiceStub:
         denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
         denoised.v1.pipeline_service_pb2.UpdatePipelineResponse,
     ]
-    """Changes settings of a live pipeline: its noise scheduler and its adapters.
+    """Changes settings of a live pipeline: its noise scheduler, its adapters, and features such as VAE tiling.
 
     Generations that are running go on as they began; those that come later find it changed, also after its weights had
     to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
@@ -162,7 +162,7 @@ class PipelineServiceAsyncStub:
         denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
         denoised.v1.pipeline_service_pb2.UpdatePipelineResponse,
     ]
-    """Changes settings of a live pipeline: its noise scheduler and its adapters.
+    """Changes settings of a live pipeline: its noise scheduler, its adapters, and features such as VAE tiling.
 
     Generations that are running go on as they began; those that come later find it changed, also after its weights had
     to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
@@ -259,7 +259,7 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         request: denoised.v1.pipeline_service_pb2.UpdatePipelineRequest,
         context: _ServicerContext,
     ) -> typing.Union[denoised.v1.pipeline_service_pb2.UpdatePipelineResponse, collections.abc.Awaitable[denoised.v1.pipeline_service_pb2.UpdatePipelineResponse]]:
-        """Changes settings of a live pipeline: its noise scheduler and its adapters.
+        """Changes settings of a live pipeline: its noise scheduler, its adapters, and features such as VAE tiling.
 
         Generations that are running go on as they began; those that come later find it changed, also after its weights had
         to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived

@@ -27,6 +27,7 @@ from denoised_server.messages import Finished, Generate, Output, Progress, StepE
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from . import features, prompt_encoding
 from .batches import Costs
 from .callbacks import Callbacks
 from .observations import Observations
@@ -122,8 +123,9 @@ class Generation:
         device: torch.device,
         emit: Callable[[Progress | StepEnd], None],
         step_seconds: Observations,
+        enabled: Mapping[str, Mapping[str, Plain]],
     ) -> None:
-        self._command, self._pipeline, self._device = command, pipeline, device
+        self._command, self._pipeline, self._device, self._enabled = command, pipeline, device, enabled
         self._callbacks = Callbacks(command.callbacks, pipeline, emit)
         self._steps = Steps(emit, step_seconds, command.progress_interval, self._step_ended)
         self._view = pipeline
@@ -135,6 +137,9 @@ class Generation:
     def prepare(self) -> None:
         """Decodes the arguments. Raises InvalidMediaError and InvalidFieldError."""
         arguments = {name: media.unpack(value) for name, value in self._command.arguments.items()}
+        if self._command.method:
+            self._arguments = prompt_encoding.arguments(self._pipeline, arguments, self._device)
+            return
         _check_mask(arguments)
         self._generators = list(self._make_generators())
         generator: Any = self._generators
@@ -152,6 +157,9 @@ class Generation:
         self._began = time.perf_counter()
         try:
             self._view = _view(self._pipeline, self._steps, {})
+            features.enable(self._view, self._enabled)
+            if self._command.method:
+                return self._view.encode_prompt(**self._arguments)
             return self._view(**self._arguments)
         finally:
             self._run_seconds = time.perf_counter() - self._began
@@ -272,8 +280,9 @@ def _fields(result: Any) -> dict[str, Any]:
         return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     if isinstance(result, Mapping):
         return dict(result)
-    parts = result if isinstance(result, tuple | list) else (result,)
-    return {f"output_{index}": part for index, part in enumerate(parts)}
+    if not isinstance(result, tuple | list):
+        return {"output": result}
+    return {f"output_{index}": part for index, part in enumerate(result)}
 
 
 def _are_images(value: Any) -> bool:

@@ -26,7 +26,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
-from . import components, families, noise_schedulers, overrides, parts
+from . import components, families, features, noise_schedulers, overrides, parts
 from .adaptation import Adaptation
 from .adapter_methods import loaded_adapters
 from .adapters import AdapterStore
@@ -140,6 +140,7 @@ class Loader:
 
     def update(self, user: str, live: Live, settings: PipelineSettings) -> Live:
         """The same pipeline with these settings. Raises InvalidNoiseSchedulerError and what AdapterStore does."""
+        features.check(live.built, settings.features)
         calls = tuple(self._adapters.resolve(call) for call in settings.adapters)
         adaptation = Adaptation().after(calls, self._adapters.find)
         settings = replace(settings, adapters=calls)

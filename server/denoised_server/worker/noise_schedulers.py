@@ -5,24 +5,20 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import diffusers
-import numpy as np
-import torch
 from denoised import media
 from denoised.errors import DenoisedError, InvalidNoiseSchedulerError
-from denoised.values import Plain
 from denoised_server.messages import NoiseScheduler
 from diffusers import SchedulerMixin
 
+from . import plain_config
 from .quotation import quote
 
 # Schedulers make tables of this many numbers, before anybody asks what they are good for.
 MAX_TRAIN_TIMESTEPS = 100_000
-# Where a checkpoint lies on this machine is nobody's business.
-PRIVATE = ("_name_or_path",)
 
 
 def make(wanted: NoiseScheduler, present: Any) -> Any:
@@ -61,8 +57,7 @@ def describe(scheduler: Any) -> NoiseScheduler | None:
     """Class and whole configuration of what a pipeline has as its noise scheduler, if that is one."""
     if not isinstance(scheduler, SchedulerMixin):
         return None
-    config = {name: _plain(value) for name, value in scheduler.config.items() if name not in PRIVATE}
-    return NoiseScheduler(type(scheduler).__name__, config)
+    return NoiseScheduler(type(scheduler).__name__, plain_config.of(scheduler))
 
 
 def _class(name: str) -> Any:
@@ -107,17 +102,3 @@ def _check_names(names: Iterable[str], known: Iterable[str], kind: Any, where: s
                 f"A {kind.__name__} takes no {name[:64]!r} in its {where}.",
                 hint=f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(sorted(_arguments(kind)))}.",
             )
-
-
-def _plain(value: Any) -> Plain:
-    """As `save_config` would write it."""
-    match value:
-        case torch.Tensor() | np.ndarray() | np.generic():
-            return value.tolist()
-        case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case None | bool() | int() | float() | str():
-            return value
-    return str(value)

@@ -32,10 +32,12 @@ KINDS: dict[Any, str] = {
 
 
 @functools.cache
-def parameters(pipeline_class: Any) -> tuple[Parameter, ...]:
-    """In the order of the signature, `self` and catch-alls left out."""
-    found = []
-    for parameter in list(inspect.signature(pipeline_class.__call__).parameters.values())[1:]:
+def parameters(pipeline_class: Any, method: str = "__call__") -> tuple[Parameter, ...]:
+    """In the order of the signature, `self` and catch-alls left out; none for a method that there is not."""
+    found: list[Parameter] = []
+    if not hasattr(pipeline_class, method):
+        return ()
+    for parameter in list(inspect.signature(getattr(pipeline_class, method)).parameters.values())[1:]:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             continue
         required = parameter.default is inspect.Parameter.empty

@@ -45,7 +45,7 @@ from denoised_server.messages import (
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from . import host_memory, noise_schedulers, overlay, signature
+from . import host_memory, noise_schedulers, overlay, plain_config, prompt_encoding, signature
 from .adapters import Adapted, AdapterStore
 from .batches import Outcome
 from .callbacks import Answer
@@ -287,7 +287,8 @@ class Worker:
             if command.noise_scheduler is not None:
                 with self._construction.turn():
                     pipeline = with_noise_scheduler(pipeline, command.noise_scheduler)
-            generation = Generation(command, pipeline, self._device, task.emit, self._step_seconds)
+            enabled = self._find(command.pipeline).settings.features
+            generation = Generation(command, pipeline, self._device, task.emit, self._step_seconds, enabled)
             generation.prepare()
         except BaseException as raised:
             error = _bare(raised if isinstance(raised, Cancelled) else failure(raised))
@@ -409,6 +410,9 @@ def _loaded(live: Live) -> Loaded:
         settings=live.settings,
         adapters=live.adapters,
         noise_scheduler=noise_schedulers.describe(getattr(live.pipeline, "scheduler", None)),
+        config=plain_config.of(live.pipeline),
+        component_configs=plain_config.of_components(live.pipeline),
+        encode_parameters=signature.parameters(pipeline_class, prompt_encoding.METHOD),
     )
 
 
