@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ from .paging import page
 from .supervision import Supervisor, WorkerRecord, WorkerState
 from .updates import Change as SettingsChange
 from .updates import Updates
-from .views import PipelineView, WorkerView, view_all
+from .views import Census, PipelineView, WorkerView
 from .watchers import Change, Watchers
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Pool:
         default_ttl: float = 86_400,
         max_ttl: float = 2_592_000,
         start_timeout: float = 120,
+        publish_interval: float = 0.1,
         journal: Journal | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -108,8 +110,9 @@ class Pool:
         self._keeping: dict[Handle, asyncio.Task[JournalUnavailableError | None]] = {}
         self._watchers = Watchers()
         self._changes = Condition()
-        self._views: Mapping[str, PipelineView] | None = None
+        self._census: Census | None = None
         self._background = Background()
+        self._publish_interval, self._published = publish_interval, -math.inf
         self._is_publishing = False
         self._is_draining = False
 
@@ -498,22 +501,25 @@ class Pool:
             except JournalUnavailableError as error:
                 logger.error("the last uses of %d pipelines are not kept: %s", len(uses), error)
 
-    def _view_all(self) -> Mapping[str, PipelineView]:
-        if self._views is None:
+    def _view_all(self) -> Census:
+        if self._census is None:
             snapshots = {record.name: record.snapshot for record in self._supervisor.workers.values()}
-            self._views = view_all(self._handles, snapshots, self._generations.counts())
-        return self._views
+            self._census = Census(self._handles, snapshots, self._generations.counts())
+        return self._census
 
     def _changed(self) -> None:
-        self._views = None
+        self._census = None
         self._changes.notify()
         if not self._is_publishing:
-            # Once for all changes of this turn of the loop.
+            # Once for all changes of this turn of the loop, and under load once for all of a moment: every watcher is
+            # told of each, and each generation changes its pipeline more than once.
             self._is_publishing = True
-            asyncio.get_running_loop().call_soon(self._publish)
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(loop.time(), self._published + self._publish_interval), self._publish)
 
     def _publish(self) -> None:
         self._is_publishing = False
+        self._published = asyncio.get_running_loop().time()
         self._observer.pipelines_changed(Counter(handle.state for handle in self._handles))
         if self._watchers:
             self._watchers.publish(self._view_all())

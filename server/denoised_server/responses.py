@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from weakref import WeakKeyDictionary
 
 from denoised.errors import InternalError
 from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2, worker_service_pb2
@@ -101,10 +102,16 @@ def load_response(event: LoadProgress | PipelineView) -> pipeline_service_pb2.Lo
 
 
 def watch_response(change: Change) -> pipeline_service_pb2.WatchPipelinesResponse:
-    view = change.pipeline
-    return pipeline_service_pb2.WatchPipelinesResponse(
-        change=CHANGES[change.kind], pipeline=pipeline(view) if view else None
-    )
+    """One message for all who are told of the change: there may be hundreds."""
+    if change not in _watch_responses:
+        view = change.pipeline
+        _watch_responses[change] = pipeline_service_pb2.WatchPipelinesResponse(
+            change=CHANGES[change.kind], pipeline=pipeline(view) if view else None
+        )
+    return _watch_responses[change]
+
+
+_watch_responses: WeakKeyDictionary[Change, pipeline_service_pb2.WatchPipelinesResponse] = WeakKeyDictionary()
 
 
 def generate_response(event: GenerationEvent) -> generation_service_pb2.GenerateResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .handles import Handle, State
@@ -66,20 +66,40 @@ class WorkerView:
         return sum(part.weight_bytes * (len(part.pipelines) - 1) for part in held if part.pipelines)
 
 
-def view_all(
-    handles: Iterable[Handle], snapshots: Mapping[str, Snapshot | None], generations: Mapping[str, int]
-) -> dict[str, PipelineView]:
-    """Every pipeline by name, given what the workers reported and how many generations each pipeline has."""
-    handles = tuple(handles)
-    # Handles by worker and digest: a component that fills two roles of one pipeline has one user.
-    users = Counter((handle.worker, digest) for handle in handles if handle.worker for digest in _digests(handle))
-    tiers = {
-        (worker, held.digest): held.residency
-        for worker, snapshot in snapshots.items()
-        if snapshot is not None
-        for held in snapshot.components
-    }
-    return {handle.name: _view(handle, users, tiers, generations.get(handle.name, 0)) for handle in handles}
+class Census(Mapping[str, PipelineView]):
+    """Every pipeline at one moment, by name, given what the workers reported and how many generations each has.
+
+    Views are made when they are asked for: most askers want one of thousands.
+    """
+
+    def __init__(
+        self, handles: Iterable[Handle], snapshots: Mapping[str, Snapshot | None], generations: Mapping[str, int]
+    ) -> None:
+        self._handles = {handle.name: handle for handle in handles}
+        self._generations = generations
+        # Handles by worker and digest: a component that fills two roles of one pipeline has one user.
+        self._users = Counter(
+            (handle.worker, digest) for handle in self._handles.values() if handle.worker for digest in _digests(handle)
+        )
+        self._tiers = {
+            (worker, held.digest): held.residency
+            for worker, snapshot in snapshots.items()
+            if snapshot is not None
+            for held in snapshot.components
+        }
+        self._views: dict[str, PipelineView] = {}
+
+    def __getitem__(self, name: str) -> PipelineView:
+        if name not in self._views:
+            handle = self._handles[name]
+            self._views[name] = _view(handle, self._users, self._tiers, self._generations.get(name, 0))
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handles)
+
+    def __len__(self) -> int:
+        return len(self._handles)
 
 
 def _view(
