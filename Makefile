@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format generate polyglot bench clean
+.PHONY: help demo serve test check format generate polyglot peers bench clean
 
 help: ## say what the targets are
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,11 +53,14 @@ polyglot: $(READY) ## build the clients in Go, TypeScript and C++, and run them 
 	deploy/tools.sh polyglot
 	$(BIN)/python -m pytest -m tools tests/polyglot
 
+peers: $(READY) ## install the servers that `make bench` compares with, each for itself
+	$(BIN)/python -m tests.benchmarks.peers
+
 bench: $(READY) ## run the benchmarks; they print ratios
 	$(BIN)/python -m tests.benchmarks
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(GENERATOR) .tools client/go/build client/cpp/build client/typescript/build \
+	rm -rf $(VENV) $(GENERATOR) .venv-peers .tools client/go/build client/cpp/build client/typescript/build \
 		client/typescript/node_modules out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml deploy/constraints.txt

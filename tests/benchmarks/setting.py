@@ -33,7 +33,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median and quartiles, in milliseconds."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle * 1e3:.1f} ms ({low * 1e3:.1f}-{high * 1e3:.1f})"
+def spread(values: Sequence[float], unit: str = "ms") -> str:
+    """Median and quartiles: of seconds in milliseconds, of others as they are."""
+    low, middle, high = (value * (1e3 if unit == "ms" else 1) for value in statistics.quantiles(values, n=4))
+    return f"{middle:.1f} {unit} ({low:.1f}-{high:.1f})"
