@@ -22,6 +22,7 @@ from .batches import Batches, Call, Costs, Outcome
 from .coalescing import Coalescing, Pending
 from .construction import Construction
 from .overlay import Overlay
+from .randomness import Randomness
 from .seam import Caller, Method
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,10 @@ class Request:
         *,
         priority: int = 0,
         alone: bool = False,
+        randomness: Randomness | None = None,
     ) -> None:
         self.run, self.finish, self.priority, self.alone = run, finish, priority, alone
+        self.randomness = randomness
         self.is_cancelled = False
         self.costs = Costs()
 
@@ -57,7 +60,7 @@ class _Runner(Caller):
     def __init__(self, request: Request, hub: greenlet.greenlet) -> None:
         super().__init__(request.run, hub)
         self.request, self.hub = request, hub
-        self.changes = self.overlay = Overlay()
+        self.changes = self.overlay = Overlay(request.randomness)
         self.pending: Pending[_Waiting] | None = None
         self.is_parked = False
 

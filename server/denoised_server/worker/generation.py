@@ -32,6 +32,7 @@ from .batches import Costs
 from .callbacks import Callbacks
 from .observations import Observations
 from .quotation import quote
+from .randomness import Randomness
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,11 @@ class Generation:
             "output_type": self._command.output_type,
             "return_dict": True,
         }
+
+    @property
+    def randomness(self) -> Randomness:
+        """For what the pipeline draws from no generator of the request's."""
+        return Randomness(self._generators[0].initial_seed(), self._device)
 
     def run(self) -> Any:
         """On the engine's thread: diffusers' own call, on a view of the pipeline that is this request's alone."""

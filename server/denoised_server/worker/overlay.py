@@ -20,6 +20,8 @@ import greenlet
 import torch
 from torch import nn
 
+from .randomness import Randomness
+
 _STORES = ("__dict__", "_parameters", "_buffers", "_modules")
 _ABSENT = object()
 
@@ -97,9 +99,10 @@ class _Scaling:
 
 
 class Overlay:
-    """The changes of one request. Off to begin with."""
+    """The changes of one request, and its randomness. Off to begin with."""
 
-    def __init__(self) -> None:
+    def __init__(self, randomness: Randomness | None = None) -> None:
+        self._randomness = randomness
         self._changes: dict[tuple[int, str], tuple[_Change, Any]] = {}
         self._mine: list[Any] | None = None
 
@@ -121,6 +124,8 @@ class Overlay:
         self._note((id(module), "scaling"), lambda: _Scaling(module))
 
     def put_on(self) -> None:
+        if self._randomness is not None:
+            self._randomness.put_on()
         if self._mine is not None:
             for (change, _), value in zip(self._changes.values(), self._mine, strict=True):
                 change.write(value)
@@ -128,6 +133,8 @@ class Overlay:
 
     def take_off(self) -> None:
         """Restores what was there before, and forgets changes that amount to nothing."""
+        if self._randomness is not None:
+            self._randomness.take_off()
         if not self._changes:
             return
         kept, mine = {}, []

@@ -294,7 +294,13 @@ class Worker:
             error = _bare(raised if isinstance(raised, Cancelled) else failure(raised))
         else:
             finish = partial(self._finish, task, generation)
-            request = Request(generation.run, finish, priority=command.priority, alone=command.forbid_batching)
+            request = Request(
+                generation.run,
+                finish,
+                priority=command.priority,
+                alone=command.forbid_batching,
+                randomness=generation.randomness,
+            )
             with self._lock:
                 task.request, request.is_cancelled = request, task.is_cancelled
             self._engine.submit(request)
