@@ -26,7 +26,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
-from . import components, families, features, noise_schedulers, overrides, parts
+from . import components, families, features, fit, noise_schedulers, overrides, parts
 from .adaptation import Adaptation
 from .adapter_methods import loaded_adapters
 from .adapters import AdapterStore
@@ -194,7 +194,7 @@ class Loader:
 
         def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
             shared = {part.role: ready[part.role] for part in own if part.role in ready}
-            return loader.from_pretrained(
+            pipeline: DiffusionPipeline = loader.from_pretrained(
                 str(source.folder),
                 **{DIFFUSERS_DTYPE: dtype},
                 variant=spec.variant or None,
@@ -203,6 +203,8 @@ class Loader:
                 **shared,
                 **overrides.arguments(spec.overrides, ready),
             )
+            fit.check(pipeline, spec.task)
+            return pipeline
 
         try:
             own = parts.of_checkpoint(source.folder, index, spec, dtype, self._digests)
@@ -228,7 +230,9 @@ class Loader:
 
         def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
             given = overrides.arguments(derivation.overrides, ready)
-            return families.auto_class(derivation.task).from_pipe(source.built, **given)
+            pipeline: DiffusionPipeline = families.auto_class(derivation.task).from_pipe(source.built, **given)
+            fit.check(pipeline, derivation.task)
+            return pipeline
 
         try:
             foreign = overrides.find(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ def of_checkpoint(
         if role in spec.overrides or not role.isidentifier() or not isinstance(entry, list) or len(entry) != 2:
             continue
         if isinstance(entry[1], str):
-            part = of_folder(role, folder / role, entry[1], spec.variant, spec.use_safetensors, dtype, digests)
+            beside = _beside(folder / role)
+            part = of_folder(
+                role, folder / role, entry[1], spec.variant, spec.use_safetensors, dtype, digests, beside=beside
+            )
             parts += [part] if part is not None else []
     return parts
 
@@ -72,9 +76,15 @@ def of_folder(
     use_safetensors: bool | None,
     dtype: torch.dtype,
     digests: Digests,
+    *,
+    beside: Iterable[Path] = (),
 ) -> Part | None:
-    """The part in a folder; None when there are no weights in it."""
-    files = weights.find(folder, variant=variant, use_safetensors=use_safetensors, item_bytes=dtype.itemsize)
+    """The part in a folder, and in those beside it; None when there are no weights in it."""
+    files = [
+        file
+        for each in (folder, *beside)
+        for file in weights.find(each, variant=variant, use_safetensors=use_safetensors, item_bytes=dtype.itemsize)
+    ]
     if not files:
         return None
     digest = digests.of_component(
@@ -85,3 +95,12 @@ def of_folder(
     )
     size = sum(file.memory_bytes for file in files)
     return Part(role, digest, size, folder, class_name, files[0].variant, use_safetensors, dtype)
+
+
+def _beside(folder: Path) -> Iterator[Path]:
+    """Several ControlNets in one role lie beside each other: `controlnet`, `controlnet_1`, …"""
+    for number in itertools.count(1):
+        another = folder.with_name(f"{folder.name}_{number}")
+        if not another.is_dir():
+            return
+        yield another

@@ -68,7 +68,8 @@ def _kinds(parameter: inspect.Parameter) -> frozenset[str]:
         kinds |= {"list", "ndarray", "tensor"}
     if "list" in kinds:
         kinds |= {"ndarray", "tensor"}
-    if parameter.default is None:
+    # None does without what a list has by default.
+    if parameter.default is None or isinstance(parameter.default, list | tuple):
         kinds.add("none")
     return frozenset(kinds)
 
