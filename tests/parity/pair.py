@@ -41,6 +41,8 @@ class Pair:
 
     def here(self, task: str, index: int = 0) -> dict[str, Any]:
         """What diffusers returns."""
+        # Some draw from torch's own generator too, which the daemon starts from the seed.
+        torch.manual_seed(index)
         with torch.no_grad():
             result = self.local[task](**self.arguments(task, index), generator=seeded(index))
         return dict(result)

@@ -71,5 +71,6 @@ def build(folder: Path) -> None:
 
 FAMILIES = [
     Family("kolors", build),
-    Family("kolors-pag", build, load=PAG),
+    # ChatGLM puts the samples second, where they are not told apart from the words; the rest is PAG's.
+    Family("kolors-pag", build, load=PAG, joins=False),
 ]
