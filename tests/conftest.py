@@ -46,3 +46,19 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path) -> It
 
     with Daemon(tmp_path_factory.mktemp("state"), allow=[checkpoint_dir]) as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of families and tasks, where its suite has run."""
+    ran = [
+        (report.nodeid.partition("::")[2], kind)
+        for kind in ("passed", "failed")
+        for report in terminalreporter.stats.get(kind, [])
+        if report.nodeid.startswith("tests/parity/test_families.py")
+    ]
+    if ran:
+        from tests.parity import table
+
+        terminalreporter.section("families and tasks")
+        for line in table.outcome(ran):
+            terminalreporter.line(line)

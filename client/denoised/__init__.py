@@ -12,7 +12,15 @@ component for the daemon to load. `denoised.aio` is the same for asyncio; `denoi
 
 from . import errors
 from .adapter import Adapter
-from .auto_pipeline import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+from .auto_pipeline import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForImage2Video,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Audio,
+    AutoPipelineForText2Image,
+    AutoPipelineForText2Video,
+    AutoPipelineForVideo2Video,
+)
 from .client import Client, default_client
 from .component import Component
 from .component import reference_class_of as _reference_class_of
@@ -36,8 +44,12 @@ from .version import __version__
 __all__ = [
     "Adapter",
     "AutoPipelineForImage2Image",
+    "AutoPipelineForImage2Video",
     "AutoPipelineForInpainting",
+    "AutoPipelineForText2Audio",
     "AutoPipelineForText2Image",
+    "AutoPipelineForText2Video",
+    "AutoPipelineForVideo2Video",
     "Client",
     "Component",
     "DaemonUnreachableError",

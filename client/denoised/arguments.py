@@ -123,9 +123,17 @@ def set_generators(generators: Sequence[Any], states: Sequence[pb.Generator]) ->
 
 
 def add_output(
-    request: pb.GenerateRequest, output_type: str, *, media_type: str, quality: int | None, target: str
+    request: pb.GenerateRequest,
+    output_type: str,
+    *,
+    media_type: str,
+    quality: int | None,
+    target: str,
+    frames_per_second: float | None = None,
 ) -> None:
     request.output.output_type = output_type
+    if frames_per_second is not None:
+        request.output.frames_per_second = frames_per_second
     if quality is not None:
         request.output.quality = quality
     if media_type:

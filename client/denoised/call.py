@@ -15,6 +15,7 @@ from .progress import DenoisingBar
 from .result import PipelineOutput, assemble
 from .units import to_duration
 from .v1 import generation_service_pb2 as pb
+from .v1.pipeline_service_pb2 import Parameter
 
 # A bar is drawn no more often than this.
 BAR_SECONDS = 0.1
@@ -26,7 +27,7 @@ class Call:
     def __init__(
         self,
         pipeline: str,
-        parameters: Sequence[str],
+        parameters: Sequence[Parameter],
         positional: Sequence[Any],
         keywords: Mapping[str, Any],
         *,
@@ -35,13 +36,14 @@ class Call:
         seed: int | Sequence[int] | None,
         media_type: str,
         quality: int | None,
+        frames_per_second: float | None,
         adapters: Adapters | None,
         loaded_adapters: Sequence[str],
         noise_scheduler: NoiseSchedulerLike | None,
         target: str,
     ) -> None:
-        named = arguments.by_name(parameters, positional, keywords)
-        self._output_type = _output_type(named.pop("output_type", "pil"))
+        named = arguments.by_name([parameter.name for parameter in parameters], positional, keywords)
+        self._output_type = _output_type(named.pop("output_type", _default_output_type(parameters)))
         self._returns_dict = bool(named.pop("return_dict", True))
         self.callbacks = Callbacks(named)
         self._completed_steps = 0
@@ -63,7 +65,14 @@ class Call:
         self._generators: tuple[Any, ...] = ()
         if (generator := named.pop("generator", None)) is not None:
             self._generators = arguments.add_generators(self.request, generator)
-        arguments.add_output(self.request, self._output_type, media_type=media_type, quality=quality, target=target)
+        arguments.add_output(
+            self.request,
+            self._output_type,
+            media_type=media_type,
+            quality=quality,
+            frames_per_second=frames_per_second,
+            target=target,
+        )
         arguments.add_arguments(self.request, named)
 
     @property
@@ -99,6 +108,12 @@ class Call:
             if self.callbacks.told is not None:
                 self.callbacks.told(pipeline, step, None, {})
         self._completed_steps = max(self._completed_steps, completed_steps)
+
+
+def _default_output_type(parameters: Sequence[Parameter]) -> str:
+    """The pipeline's own: images of most, arrays of those that make sound."""
+    own = [parameter.default_value.string_value for parameter in parameters if parameter.name == "output_type"]
+    return (own or [""])[0] or "pil"
 
 
 def _output_type(value: Any) -> str:

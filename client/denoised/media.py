@@ -74,7 +74,7 @@ def pack_image(image: Image.Image, media_type: str = "", quality: int = 90) -> A
 
 
 def unpack(value: Plain) -> Any:
-    """The reverse of `pack`. Raises InvalidMediaError for what cannot be decoded."""
+    """The reverse of `pack`; sounds and videos stay files. Raises InvalidMediaError for what cannot be decoded."""
     if isinstance(value, Artifact):
         if value.media_type == TENSOR:
             return _unpack_tensor(value)
@@ -84,6 +84,8 @@ def unpack(value: Plain) -> Any:
                 raise InvalidMediaError("NumPy has no bfloat16.", hint="Send it as application/x-tensor.")
             flat = np.frombuffer(bytearray(value.data), value.dtype)
             return flat.reshape(_stored_shape(value)).transpose(_restoring(value))
+        if value.media_type.startswith(("audio/", "video/")):
+            return value
         return _unpack_image(value)
     if isinstance(value, Mapping):
         return {key: unpack(item) for key, item in value.items()}

@@ -77,6 +77,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         seed: int | Sequence[int] | None = ...,
         media_type: str = ...,
         quality: int | None = ...,
+        frames_per_second: float | None = ...,
         adapters: Adapters | None = ...,
         noise_scheduler: NoiseSchedulerLike | None = ...,
         return_dict: Literal[True] = ...,
@@ -95,6 +96,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         seed: int | Sequence[int] | None = None,
         media_type: str = "",
         quality: int | None = None,
+        frames_per_second: float | None = None,
         adapters: Adapters | None = None,
         noise_scheduler: NoiseSchedulerLike | None = None,
         **kwargs: Any,
@@ -121,8 +123,10 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             seed: Starts the random generators, instead of `generator`: one seed, or one per image, from 0 to 2**64 - 1.
                 When neither is given the daemon draws one; the result has it.
             media_type: How PIL images travel: "image/png", "image/jpeg", "image/webp" or "application/x-ndarray" (raw
-                pixels). Defaults to what is fastest without loss.
+                pixels); or "audio/wav" and "video/mp4" for files of sounds and videos. Defaults to what is fastest
+                without loss.
             quality: Quality of JPEG and WebP, from 1 to 100. Defaults to 90.
+            frames_per_second: Of "video/mp4". Defaults to the pipeline's `frame_rate` or `fps`, or to 16.
             adapters: LoRAs for this call in place of those of the pipeline: `denoised.Adapter`s, names of loaded ones,
                 or names with their scales. An empty list switches the pipeline's off.
             noise_scheduler: For this call alone, as for `set_scheduler`. Defaults to the pipeline's.
@@ -140,7 +144,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         """
         call = Call(
             self.name,
-            [parameter.name for parameter in self._info.parameters],
+            self._info.parameters,
             args,
             kwargs,
             batching=batching,
@@ -148,6 +152,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             seed=seed,
             media_type=media_type,
             quality=quality,
+            frames_per_second=frames_per_second,
             adapters=adapters,
             loaded_adapters=[loaded.name for loaded in self._info.adapters],
             noise_scheduler=noise_scheduler,
@@ -259,7 +264,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
 
     @property
     def task(self) -> str:
-        """ "text-to-image", "image-to-image", "inpainting", or empty for classes of other tasks."""
+        """ "text-to-image", "image-to-image", "text-to-audio", …, or empty for classes of other tasks."""
         return description.task_name(self._info)
 
     @property

@@ -13,7 +13,7 @@ from PIL import Image
 from . import media
 from .units import from_duration
 from .v1 import generation_service_pb2 as pb
-from .values import NDARRAY, artifact_from_proto, from_proto
+from .values import NDARRAY, Artifact, artifact_from_proto, from_proto
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,18 @@ class PipelineOutput:
         images: A list of PIL images; for `output_type` "np" an array of shape (count, height, width, channels) in
             0…1, for "pt" a tensor of shape (count, channels, height, width), for "latent" a tensor of the family's own
             shape.
+        frames: A list of videos, each a list of PIL images; for `output_type` "np" and "pt" one array or tensor of all
+            videos; for `media_type` "video/mp4" a list of files, each with `data` and `save(path)`.
+        audios: An array or tensor of shape (count, time) or (count, channel, time), as the pipeline has it; for
+            `media_type` "audio/wav" a list of files, each with `data` and `save(path)`.
         seeds: What its random generators started from, one for the whole call or one per image. Empty when the caller
             gave generators.
         timings: Where the time went.
     """
 
     images: Any
+    frames: Any
+    audios: Any
     seeds: tuple[int, ...]
     timings: Timings
 
@@ -113,8 +119,13 @@ def assemble(outputs: Sequence[pb.Output], summary: pb.Summary, *, is_pil: bool)
         value, is_whole = _decode(output, is_pil=is_pil)
         if is_whole:
             fields[output.field] = value
-        else:
-            fields[output.field] = [*(fields.get(output.field) or ()), value]
+            continue
+        listed = fields[output.field] = fields.get(output.field) or []
+        if output.HasField("group"):
+            # Sorted by their positions, the lists of a field begin one after the other.
+            listed += [[] for _ in range(output.group + 1 - len(listed))]
+            listed = listed[output.group]
+        listed.append(value)
     for name, field in summary.fields.items():
         fields[name] = media.unpack(from_proto(field))
     timings = Timings(
@@ -133,7 +144,7 @@ def _decode(output: pb.Output, *, is_pil: bool) -> tuple[Any, bool]:
     value = media.unpack(artifact_from_proto(output.artifact))
     if is_pil and output.artifact.media_type == NDARRAY:
         return _image(value), False
-    return value, not isinstance(value, Image.Image)
+    return value, not isinstance(value, Image.Image | Artifact)
 
 
 def _image(pixels: np.ndarray[Any, Any]) -> Image.Image:

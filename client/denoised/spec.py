@@ -18,6 +18,10 @@ TASKS = {
     "text-to-image": pipeline_service_pb2.TASK_TEXT_TO_IMAGE,
     "image-to-image": pipeline_service_pb2.TASK_IMAGE_TO_IMAGE,
     "inpainting": pipeline_service_pb2.TASK_INPAINTING,
+    "text-to-audio": pipeline_service_pb2.TASK_TEXT_TO_AUDIO,
+    "text-to-video": pipeline_service_pb2.TASK_TEXT_TO_VIDEO,
+    "image-to-video": pipeline_service_pb2.TASK_IMAGE_TO_VIDEO,
+    "video-to-video": pipeline_service_pb2.TASK_VIDEO_TO_VIDEO,
 }
 TASK_NAMES = {number: name for name, number in TASKS.items()}
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")

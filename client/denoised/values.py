@@ -6,8 +6,10 @@ A plain value is None, a bool, an int, a float, a str, an Artifact, or a list or
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from google.protobuf import struct_pb2
@@ -45,6 +47,10 @@ class Artifact:
     dtype: str = ""
     shape: tuple[int, ...] = ()
     dim_order: tuple[int, ...] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the content to a file as it is: for sounds and videos, which the SDK does not decode."""
+        Path(path).write_bytes(self.data)
 
 
 Plain: TypeAlias = bool | int | float | str | Artifact | Sequence["Plain"] | Mapping[str, "Plain"] | None

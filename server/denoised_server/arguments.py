@@ -21,8 +21,9 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 # Comparing names takes time that grows with their length, and a message should be one that can be read.
 SHOWN_NAME = 64
 MAX_PRIORITY = 100
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", NDARRAY)
+# Empty leaves it to the pipeline.
+OUTPUT_TYPES = ("", "pil", "np", "pt", "latent")
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "audio/wav", "video/mp4", NDARRAY)
 
 # Arguments of `__call__` that mean something else, or nothing, at a distance.
 _CALLBACK = "Progress arrives as events of the call."
@@ -103,7 +104,10 @@ def _kind(value: Plain) -> str:
         case bool() | int() | float() | str():
             return type(value).__name__
         case Artifact(media_type=media_type):
-            return {TENSOR: "tensor", NDARRAY: "ndarray"}.get(media_type, "image")
+            # A video becomes the list of its frames.
+            return {TENSOR: "tensor", NDARRAY: "ndarray"}.get(
+                media_type, "list" if media_type.startswith("video/") else "image"
+            )
         case Mapping():
             return "dict"
     return "list"
@@ -175,6 +179,8 @@ BOUNDS: Mapping[str, Callable[[str, float], None]] = {
     "guidance_scale": _finite,
     "strength": _between(0, 1),
     "num_images_per_prompt": _between(1, 64),
+    "num_videos_per_prompt": _between(1, 64),
+    "num_waveforms_per_prompt": _between(1, 64),
 }
 
 
@@ -205,6 +211,10 @@ def _check_randomness(command: Generate, known: Mapping[str, Parameter]) -> None
         raise InvalidFieldError.of("sampling.generators", "a device is not known.", hint='Send "cpu" or "cuda".')
 
 
+# How many outputs a prompt has, by what they are.
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+
+
 def _image_count(arguments: Mapping[str, Plain], known: Mapping[str, Parameter]) -> int:
     """How many images the call makes; 0 while that cannot be told from the arguments."""
     match arguments.get("prompt"), arguments.get("prompt_embeds"):
@@ -216,20 +226,25 @@ def _image_count(arguments: Mapping[str, Plain], known: Mapping[str, Parameter])
             prompts = first
         case _:
             return 0
-    each = arguments.get("num_images_per_prompt")
-    if each is None and "num_images_per_prompt" in known:
-        each = known["num_images_per_prompt"].default
+    name = next((name for name in COUNTS if name in known), COUNTS[0])
+    each = arguments.get(name)
+    if each is None and name in known:
+        each = known[name].default
     return prompts * each if isinstance(each, int) else prompts
 
 
 def _check_output(command: Generate) -> None:
     if command.output_type not in OUTPUT_TYPES:
         raise InvalidFieldError.of(
-            "output.output_type", "it is not known.", hint=f"Send one of {', '.join(OUTPUT_TYPES)}."
+            "output.output_type", "it is not known.", hint=f"Send one of {', '.join(OUTPUT_TYPES[1:])}."
         )
     if command.media_type not in MEDIA_TYPES:
         raise InvalidFieldError.of(
             "output.media_type", "it is not known.", hint=f"Send one of {', '.join(MEDIA_TYPES)}."
+        )
+    if command.frames_per_second is not None and not 1 <= command.frames_per_second <= 240:
+        raise InvalidFieldError.of(
+            "output.frames_per_second", f"{command.frames_per_second} is out of range.", hint="Send 1 to 240."
         )
     if not 1 <= command.quality <= 100:
         raise InvalidFieldError.of("output.quality", f"{command.quality} is out of range.", hint="Send 1 to 100.")

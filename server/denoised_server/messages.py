@@ -63,7 +63,7 @@ Override = Plain | ComponentSource | tuple[ComponentSource, ...]
 class Spec:
     """Names the weights, the class and the element type of a pipeline; mirrors `denoised.v1.PipelineSpec`.
 
-    `task` is "text-to-image", "image-to-image", "inpainting", or empty for the checkpoint's own class. `dtype` is a
+    `task` is a name of `denoised.spec.TASKS`, or empty for the checkpoint's own class. `dtype` is a
     torch name such as "float16".
     """
 
@@ -212,9 +212,10 @@ class Generate:
     arguments: Mapping[str, Plain]
     seeds: tuple[int, ...] = ()
     generators: tuple[tuple[str, bytes], ...] = ()
-    output_type: str = "pil"
+    output_type: str = ""
     media_type: str = "image/png"
     quality: int = 90
+    frames_per_second: float | None = None
     forbid_batching: bool = False
     priority: int = 0
     noise_scheduler: NoiseScheduler | None = None
@@ -359,6 +360,7 @@ class Output:
     index: int
     artifact: Artifact
     seed: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

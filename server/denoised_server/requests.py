@@ -33,6 +33,10 @@ TASKS: Mapping[int, str] = {
     pipeline_service_pb2.TASK_TEXT_TO_IMAGE: "text-to-image",
     pipeline_service_pb2.TASK_IMAGE_TO_IMAGE: "image-to-image",
     pipeline_service_pb2.TASK_INPAINTING: "inpainting",
+    pipeline_service_pb2.TASK_TEXT_TO_AUDIO: "text-to-audio",
+    pipeline_service_pb2.TASK_TEXT_TO_VIDEO: "text-to-video",
+    pipeline_service_pb2.TASK_IMAGE_TO_VIDEO: "image-to-video",
+    pipeline_service_pb2.TASK_VIDEO_TO_VIDEO: "video-to-video",
 }
 
 
@@ -119,9 +123,10 @@ def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
         arguments=merge(typed, others),
         seeds=tuple(sampling.seeds),
         generators=tuple((generator.device, generator.state) for generator in sampling.generators),
-        output_type=output.output_type or "pil",
+        output_type=output.output_type,
         media_type=output.media_type or "image/png",
         quality=output.quality if output.HasField("quality") else 90,
+        frames_per_second=output.frames_per_second if output.HasField("frames_per_second") else None,
         forbid_batching=_forbids(request.batching),
         priority=request.priority,
         progress_interval=from_duration(request.progress_interval),

@@ -124,7 +124,11 @@ def generate_response(event: GenerationEvent) -> generation_service_pb2.Generate
             return pb.GenerateResponse(progress=progress)
         case Output():
             output = pb.Output(
-                field=event.field, index=event.index, artifact=artifact_to_proto(event.artifact), seed=event.seed
+                field=event.field,
+                index=event.index,
+                artifact=artifact_to_proto(event.artifact),
+                seed=event.seed,
+                group=event.group,
             )
             return pb.GenerateResponse(output=output)
         case Summary():

@@ -26,6 +26,10 @@ AUTO_CLASSES = {
     "text-to-image": "AutoPipelineForText2Image",
     "image-to-image": "AutoPipelineForImage2Image",
     "inpainting": "AutoPipelineForInpainting",
+    "text-to-audio": "AutoPipelineForText2Audio",
+    "text-to-video": "AutoPipelineForText2Video",
+    "image-to-video": "AutoPipelineForImage2Video",
+    "video-to-video": "AutoPipelineForVideo2Video",
 }
 
 

@@ -6,6 +6,7 @@ tolerance. `-k flux` runs the families with that name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,17 +15,22 @@ import numpy as np
 import pytest
 import torch
 from denoised_server.worker.families import MAPPINGS
+from diffusers.pipelines import auto_pipeline
 
 from tests.daemon import Daemon
 
+from . import table
 from .checkpoints import FAMILIES, NOT_BUILT
 from .checkpoints.family import Family
 from .pair import Pairs, numbers
 
 torch.set_num_threads(1)
+# Pipelines warn about what they themselves call.
+pytestmark = pytest.mark.filterwarnings("ignore")
 Case: TypeAlias = tuple[Family, str]
 CASES: list[Case] = [(family, task) for family in FAMILIES for task in family.mapped()]
 NAMES = [f"{family}-{task}" for family, task in CASES]
+MAPPING = re.compile(r"AUTO_\w+_PIPELINES_MAPPING")
 TOGETHER = 3
 # Requests at once may pass each other by: they are sent again until some met.
 ROUNDS = 20
@@ -41,12 +47,17 @@ each_case = pytest.mark.parametrize("case", CASES, ids=NAMES, scope="module")
 
 
 def test_every_name_that_diffusers_maps_is_built_or_has_a_reason() -> None:
-    names = {name for mapping in MAPPINGS.values() for name in mapping}
+    mappings = [value for name, value in vars(auto_pipeline).items() if MAPPING.fullmatch(name)]
+    names = {name for mapping in mappings for name in mapping}
     assert {family.name for family in FAMILIES} | NOT_BUILT.keys() == names
     assert not {family.name for family in FAMILIES} & NOT_BUILT.keys()
     tasks = {(family.name, task) for family, task in CASES}
     mapped = {(name, task) for task, mapping in MAPPINGS.items() for name in mapping if name not in NOT_BUILT}
     assert tasks == mapped
+
+
+def test_the_table_in_the_docs_is_what_this_suite_asserts() -> None:
+    assert table.PAGE.read_text() == table.written(table.PAGE.read_text())
 
 
 @each_case

@@ -103,5 +103,10 @@ def test_two_sets_of_controlnets_that_begin_alike_are_not_taken_for_one(daemon: 
         TEXT.from_pretrained(one, client=client) as first,
         TEXT.from_pretrained(other, client=client) as second,
     ):
-        asked: dict[str, Any] = {"image": [picture(), picture()], "num_inference_steps": 1, "output_type": "np", "seed": 1}
+        asked: dict[str, Any] = {
+            "image": [picture(), picture()],
+            "num_inference_steps": 1,
+            "output_type": "np",
+            "seed": 1,
+        }
         assert not np.array_equal(first("a cat", **asked).images, second("a cat", **asked).images)

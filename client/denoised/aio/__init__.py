@@ -5,7 +5,15 @@ async with denoised.aio.AsyncClient("gpu-host:50051") as client:
     image = (await pipe("a red apple")).images[0]
 """
 
-from .auto_pipeline import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+from .auto_pipeline import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForImage2Video,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Audio,
+    AutoPipelineForText2Image,
+    AutoPipelineForText2Video,
+    AutoPipelineForVideo2Video,
+)
 from .client import AsyncClient, default_client
 from .pipeline import AsyncPipeline
 from .stream import AsyncStream
@@ -15,7 +23,11 @@ __all__ = [
     "AsyncPipeline",
     "AsyncStream",
     "AutoPipelineForImage2Image",
+    "AutoPipelineForImage2Video",
     "AutoPipelineForInpainting",
+    "AutoPipelineForText2Audio",
     "AutoPipelineForText2Image",
+    "AutoPipelineForText2Video",
+    "AutoPipelineForVideo2Video",
     "default_client",
 ]

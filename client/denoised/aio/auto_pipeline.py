@@ -120,3 +120,50 @@ class AutoPipelineForInpainting(_AutoPipeline):
     """
 
     _task = "inpainting"
+
+
+class AutoPipelineForText2Audio(_AutoPipeline):
+    """Text-to-audio pipelines.
+
+    Example:
+        pipe = await AutoPipelineForText2Audio.from_pretrained("owner/name")
+        result = await pipe("rain on a tin roof", media_type="audio/wav")
+        result.audios[0].save("rain.wav")
+    """
+
+    _task = "text-to-audio"
+
+
+class AutoPipelineForText2Video(_AutoPipeline):
+    """Text-to-video pipelines, for which diffusers has a mapping and no Auto class.
+
+    Example:
+        pipe = await AutoPipelineForText2Video.from_pretrained("owner/name")
+        result = await pipe("a boat in a storm", media_type="video/mp4")
+        result.frames[0].save("boat.mp4")
+    """
+
+    _task = "text-to-video"
+
+
+class AutoPipelineForImage2Video(_AutoPipeline):
+    """Image-to-video pipelines, for which diffusers has a mapping and no Auto class.
+
+    Example:
+        pipe = await AutoPipelineForImage2Video.from_pipe(pipe_t2v)
+        result = await pipe("it begins to rain", image=picture, output_type="pil")
+        result.frames[0][-1].save("last.png")
+    """
+
+    _task = "image-to-video"
+
+
+class AutoPipelineForVideo2Video(_AutoPipeline):
+    """Video-to-video pipelines, for which diffusers has a mapping and no Auto class.
+
+    Example:
+        pipe = await AutoPipelineForVideo2Video.from_pipe(pipe_t2v)
+        result = await pipe("the same at night", video=frames, strength=0.7)
+    """
+
+    _task = "video-to-video"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import DenoisedError
 from ..result import PipelineOutput
+from ..values import Artifact
 from .console import print_json
 from .options import (
     DefaultTarget,
@@ -25,6 +26,9 @@ from .options import (
     parse_adapters,
     parse_assignments,
 )
+
+# Endings of files that the daemon writes.
+MEDIA_TYPES = {".wav": "audio/wav", ".mp4": "video/mp4"}
 
 
 class Batching(enum.StrEnum):
@@ -42,8 +46,8 @@ def generate(
         typer.Option(
             "--output",
             "-o",
-            help="Where to write the image; the ending chooses the format, - is stdout. Several images become "
-            "image-0.png, image-1.png, …",
+            help="Where to write the image, the sound (.wav) or the video (.mp4); the ending chooses the format, - is "
+            "stdout. Several images become image-0.png, image-1.png, …",
         ),
     ] = Path("image.png"),
     negative_prompt: Annotated[
@@ -67,6 +71,12 @@ def generate(
             rich_help_panel="Input",
         ),
     ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Video to start from, for video-to-video.", rich_help_panel="Input"
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel="Sampling")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Strength of classifier-free guidance.", rich_help_panel="Sampling")
@@ -77,6 +87,9 @@ def generate(
     ] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Sampling")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Sampling")] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames that a second of an .mp4 has.", rich_help_panel="Sampling")
+    ] = None,
     num_images: Annotated[
         int | None, typer.Option(help="Images to make in one go.", rich_help_panel="Sampling")
     ] = None,
@@ -127,6 +140,8 @@ def generate(
     [cyan]denoised generate apples -p "a red apple" -o apple.png --steps 20 --seed 7[/cyan]
     [cyan]denoised generate apples-i2i -p "a tangerine" --image apple.png --strength 0.6[/cyan]
     [cyan]denoised generate apples-inpaint -p "a leaf" --image apple.png --mask stalk.png[/cyan]
+    [cyan]denoised generate rain -p "rain on a tin roof" -o rain.wav[/cyan]
+    [cyan]denoised generate boat -p "a boat in a storm" -o boat.mp4 --fps 24[/cyan]
     [cyan]denoised generate xl -p "a harbour" --arg guidance_rescale=0.7 --arg prompt_2='"oil on canvas"'[/cyan]
     """
     arguments: dict[str, Any] = {
@@ -134,6 +149,7 @@ def generate(
         "negative_prompt": negative_prompt,
         "image": image and _read(image),
         "mask_image": mask and _read(mask),
+        "video": video and Artifact("video/mp4", video.read_bytes()),
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "strength": strength,
@@ -157,13 +173,15 @@ def generate(
             timeout=timeout,
             seed=seeds,
             adapters=parse_adapters(lora),
+            media_type=MEDIA_TYPES.get(output.suffix.lower(), ""),
+            frames_per_second=fps,
             **arguments,
         )
-    written = _write(result.images, output)
+    written = _write(result, output)
     if json:
         print_json(
-            {"images": written, "seeds": list(result.seeds), "timings": dataclasses.asdict(result.timings)}
-            | {name: result[name] for name in result if name != "images"}
+            {_field(result): written, "seeds": list(result.seeds), "timings": dataclasses.asdict(result.timings)}
+            | {name: result[name] for name in result if name != _field(result)}
         )
     elif str(output) != "-":
         _tell(result, written)
@@ -183,20 +201,32 @@ def _check(output: Path) -> None:
         return
     check_writable(output)
     # Pillow reads more formats than it writes.
-    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
+    if (
+        output.suffix.lower() not in MEDIA_TYPES
+        and Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE
+    ):
         raise typer.BadParameter(f"{output.name} names no image format.", param_hint="--output")
 
 
-def _write(images: Any, output: Path) -> list[str]:
-    if not isinstance(images, list):
-        fail("The pipeline returned tensors, not images.", 'Leave out --arg output_type, or use "pil".')
+def _field(result: PipelineOutput) -> str:
+    """What is written of it."""
+    return next((name for name in ("images", "frames", "audios") if name in result), "")
+
+
+def _write(result: PipelineOutput, output: Path) -> list[str]:
+    made = result[_field(result)] if _field(result) else None
+    if not isinstance(made, list) or not all(isinstance(item, Image.Image | Artifact) for item in made):
+        fail(
+            "What the pipeline returned cannot be written to this file.",
+            "Sounds are written to .wav, videos to .mp4; for images leave out --arg output_type.",
+        )
     if str(output) == "-":
-        images[0].save(sys.stdout.buffer, "PNG")
+        made[0].save(sys.stdout.buffer, "PNG")
         return ["-"]
-    paths = [output.with_stem(f"{output.stem}-{index}") for index in range(len(images))]
-    paths = [output] if len(images) == 1 else paths
-    for picture, path in zip(images, paths, strict=True):
-        picture.save(path)
+    paths = [output.with_stem(f"{output.stem}-{index}") for index in range(len(made))]
+    paths = [output] if len(made) == 1 else paths
+    for item, path in zip(made, paths, strict=True):
+        item.save(path)
     return [str(path) for path in paths]
 
 

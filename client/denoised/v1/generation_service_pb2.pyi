@@ -607,23 +607,33 @@ class OutputFormat(google.protobuf.message.Message):
     OUTPUT_TYPE_FIELD_NUMBER: builtins.int
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     QUALITY_FIELD_NUMBER: builtins.int
+    FRAMES_PER_SECOND_FIELD_NUMBER: builtins.int
     output_type: builtins.str
-    """diffusers' `output_type`: "pil", "np", "pt" or "latent". Defaults to "pil"."""
+    """diffusers' `output_type`: "pil", "np", "pt" or "latent". Defaults to the pipeline's own, which is "pil" for images."""
     media_type: builtins.str
     """How images of output type "pil" travel: "image/png", "image/jpeg", "image/webp", or "application/x-ndarray" for raw
-    bytes of shape (height, width, channels). Defaults to "image/png".
+    bytes of shape (height, width, channels). "audio/wav" and "video/mp4" ask for sounds and videos as files, whatever
+    the output type is: one output each, of the field "audios" or "frames". Defaults to "image/png".
     """
     quality: builtins.int
     """Quality of JPEG and WebP, from 1 to 100. Defaults to 90."""
+    frames_per_second: builtins.float
+    """Frames that a second of "video/mp4" has, from 1 to 240. Defaults to the call's argument `frame_rate` or `fps` where
+    the pipeline has one, and to 16.
+    """
     def __init__(
         self,
         *,
         output_type: builtins.str = ...,
         media_type: builtins.str = ...,
         quality: builtins.int | None = ...,
+        frames_per_second: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_quality", b"_quality", "quality", b"quality"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_quality", b"_quality", "media_type", b"media_type", "output_type", b"output_type", "quality", b"quality"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_frames_per_second", b"_frames_per_second", "_quality", b"_quality", "frames_per_second", b"frames_per_second", "quality", b"quality"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_frames_per_second", b"_frames_per_second", "_quality", b"_quality", "frames_per_second", b"frames_per_second", "media_type", b"media_type", "output_type", b"output_type", "quality", b"quality"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_frames_per_second", b"_frames_per_second"]) -> typing.Literal["frames_per_second"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
 
 global___OutputFormat = OutputFormat
@@ -720,12 +730,17 @@ class Output(google.protobuf.message.Message):
     INDEX_FIELD_NUMBER: builtins.int
     ARTIFACT_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
     field: builtins.str
     """Field of diffusers' output class that it belongs to, such as "images"."""
     index: builtins.int
     """Position in that field, from 0. A field that is one tensor comes as one output with index 0."""
     seed: builtins.int
     """Seed that its generator started from. Unset when the caller sent generator states."""
+    group: builtins.int
+    """Which list of the field it belongs to, from 0, where the field is a list of lists: the video of a frame. `index` is
+    then its position in that list. Unset elsewhere.
+    """
     @property
     def artifact(self) -> denoised.v1.artifact_pb2.Artifact:
         """The media."""
@@ -737,9 +752,13 @@ class Output(google.protobuf.message.Message):
         index: builtins.int = ...,
         artifact: denoised.v1.artifact_pb2.Artifact | None = ...,
         seed: builtins.int | None = ...,
+        group: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "artifact", b"artifact", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "artifact", b"artifact", "field", b"field", "index", b"index", "seed", b"seed"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_group", b"_group", "_seed", b"_seed", "artifact", b"artifact", "group", b"group", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_group", b"_group", "_seed", b"_seed", "artifact", b"artifact", "field", b"field", "group", b"group", "index", b"index", "seed", b"seed"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_group", b"_group"]) -> typing.Literal["group"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___Output = Output

@@ -66,6 +66,14 @@ class _TaskEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     """diffusers.AutoPipelineForImage2Image."""
     TASK_INPAINTING: _Task.ValueType  # 3
     """diffusers.AutoPipelineForInpainting."""
+    TASK_TEXT_TO_AUDIO: _Task.ValueType  # 4
+    """diffusers.AutoPipelineForText2Audio."""
+    TASK_TEXT_TO_VIDEO: _Task.ValueType  # 5
+    """diffusers' mapping of text-to-video classes, which has no Auto class there."""
+    TASK_IMAGE_TO_VIDEO: _Task.ValueType  # 6
+    """diffusers' mapping of image-to-video classes, which has no Auto class there."""
+    TASK_VIDEO_TO_VIDEO: _Task.ValueType  # 7
+    """diffusers' mapping of video-to-video classes, which has no Auto class there."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """What a pipeline is for, as diffusers maps it."""
@@ -78,6 +86,14 @@ TASK_IMAGE_TO_IMAGE: Task.ValueType  # 2
 """diffusers.AutoPipelineForImage2Image."""
 TASK_INPAINTING: Task.ValueType  # 3
 """diffusers.AutoPipelineForInpainting."""
+TASK_TEXT_TO_AUDIO: Task.ValueType  # 4
+"""diffusers.AutoPipelineForText2Audio."""
+TASK_TEXT_TO_VIDEO: Task.ValueType  # 5
+"""diffusers' mapping of text-to-video classes, which has no Auto class there."""
+TASK_IMAGE_TO_VIDEO: Task.ValueType  # 6
+"""diffusers' mapping of image-to-video classes, which has no Auto class there."""
+TASK_VIDEO_TO_VIDEO: Task.ValueType  # 7
+"""diffusers' mapping of video-to-video classes, which has no Auto class there."""
 global___Task = Task
 
 @typing.final

@@ -11,16 +11,54 @@ from denoised.errors import InvalidFieldError
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import auto_pipeline
 
-AUTO_CLASSES = {
-    "text-to-image": diffusers.AutoPipelineForText2Image,
-    "image-to-image": diffusers.AutoPipelineForImage2Image,
-    "inpainting": diffusers.AutoPipelineForInpainting,
+# By diffusers' own names; what an older diffusers does not have yet is left out.
+MAPPINGS: dict[str, dict[str, Any]] = {
+    task: mapping
+    for task, name in (
+        ("text-to-image", "TEXT2IMAGE"),
+        ("image-to-image", "IMAGE2IMAGE"),
+        ("inpainting", "INPAINT"),
+        ("text-to-audio", "TEXT2AUDIO"),
+        ("text-to-video", "TEXT2VIDEO"),
+        ("image-to-video", "IMAGE2VIDEO"),
+        ("video-to-video", "VIDEO2VIDEO"),
+    )
+    if (mapping := getattr(auto_pipeline, f"AUTO_{name}_PIPELINES_MAPPING", None))
 }
-MAPPINGS = {
-    "text-to-image": auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
-    "image-to-image": auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
-    "inpainting": auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
-}
+
+
+class MappedPipeline:
+    """What diffusers' Auto classes do, for mappings that have none."""
+
+    def __init__(self, mapping: dict[str, Any]) -> None:
+        self._mapping = mapping
+
+    def from_pretrained(self, folder: str, **options: Any) -> DiffusionPipeline:
+        class_name = DiffusionPipeline.load_config(folder)["_class_name"]
+        return auto_pipeline._get_task_class(self._mapping, class_name).from_pretrained(folder, **options)
+
+    def from_pipe(self, pipeline: DiffusionPipeline, **overrides: Any) -> DiffusionPipeline:
+        pipeline_class = auto_pipeline._get_task_class(self._mapping, type(pipeline).__name__)
+        modules, options = pipeline_class._get_signature_keys(pipeline_class)
+        had = {name: part for name, part in pipeline.components.items() if name in modules}
+        set_before = {name: value for name, value in pipeline.config.items() if name in options}
+        given = had | set_before | overrides
+        if missing := set(modules) - set(pipeline_class._optional_components) - given.keys():
+            raise ValueError(f"{pipeline_class.__name__} needs {', '.join(sorted(missing))}")
+        return pipeline_class(**given)
+
+
+def _auto_class(task: str) -> Any:
+    public = {
+        "text-to-image": "AutoPipelineForText2Image",
+        "image-to-image": "AutoPipelineForImage2Image",
+        "inpainting": "AutoPipelineForInpainting",
+        "text-to-audio": "AutoPipelineForText2Audio",
+    }
+    return getattr(diffusers, public[task]) if task in public else MappedPipeline(MAPPINGS[task])
+
+
+AUTO_CLASSES: dict[str, Any] = {task: _auto_class(task) for task in MAPPINGS}
 # What diffusers' Auto classes take beside the names in a pipeline's constructor.
 AUTO_OPTIONS = frozenset({"controlnet", "enable_pag", "pag_applied_layers"})
 

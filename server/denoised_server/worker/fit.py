@@ -58,7 +58,7 @@ def _fed(role: str, latents: int, takes: Any, *, has_controlnet: bool) -> set[in
     # A condition without a ControlNet to read it goes beside the latents.
     pictures = 2 if "control_image" in takes and not has_controlnet else 1
     masked = 2 * latents + 1
-    if "mask_image" in takes and "strength" not in takes:
+    if "mask_image" in takes and "strength" not in takes and not has_controlnet:
         # Painting starts from nothing but noise: what is around the mask has to be fed.
         return {masked}
     fed = {pictures * latents} | ({masked} if "mask_image" in takes else set())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import logging
 import math
 import re
@@ -27,7 +28,7 @@ from denoised_server.messages import Finished, Generate, Output, Progress, StepE
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from . import features, prompt_encoding
+from . import features, prompt_encoding, recordings
 from .batches import Costs
 from .callbacks import Callbacks
 from .observations import Observations
@@ -46,9 +47,10 @@ class Steps:
     """Counts denoising steps of one request, across the stages of its pipeline.
 
     Steps are those of the request's own noise schedulers, which every family has; how many there will be is said by the
-    progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none. The first step and
-    the last are always told, those between no more often than every `interval` seconds. `ended` gets the timestep and
-    the result of each step of a noise scheduler, and returns the result to go on with.
+    progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none. A pipeline without
+    a noise scheduler is counted by its progress bar. The first step and the last are always told, those between no more
+    often than every `interval` seconds. `ended` gets the timestep and the result of each step of a noise scheduler, and
+    returns the result to go on with.
     """
 
     def __init__(
@@ -60,16 +62,17 @@ class Steps:
     ) -> None:
         self._emit, self._step_seconds, self._interval, self._ended = emit, step_seconds, interval, ended
         self._told = -math.inf
+        self._is_watching = False
         self._done = self._before = self._calls = self._stage = 0
         self._last: float | None = None
 
     def watch(self, scheduler: Any) -> None:
-        step = scheduler.step
+        step, self._is_watching = scheduler.step, True
 
         @functools.wraps(step)
         def counting(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
-            self._stepped(scheduler)
+            self._stepped(getattr(scheduler, "order", 1), len(scheduler.timesteps))
             return self._ended(kwargs.get("timestep", args[1] if len(args) > 1 else None), result)
 
         scheduler.step = counting
@@ -78,12 +81,15 @@ class Steps:
         if total is None and hasattr(iterable, "__len__"):
             total = len(iterable)
         self._before, self._calls, self._stage = self._done, 0, total or 0
-        return _Bar(iterable)
+        return _Bar(iterable, self._updated)
 
-    def _stepped(self, scheduler: Any) -> None:
+    def _updated(self) -> None:
+        if not self._is_watching:
+            self._stepped(1, 0)
+
+    def _stepped(self, order: int, timesteps: int) -> None:
         self._calls += 1
-        order = getattr(scheduler, "order", 1)
-        total = self._stage or math.ceil(len(scheduler.timesteps) / order)
+        total = self._stage or math.ceil(timesteps / order)
         # Schedulers of order 2 are stepped twice for each step but the last.
         self._done = self._before + min(total, math.ceil(self._calls / order))
         now = time.perf_counter()
@@ -98,8 +104,11 @@ class Steps:
 class _Bar:
     """Stands in for tqdm on the daemon's side; the caller's bar is in the caller's terminal."""
 
-    def __init__(self, iterable: Any = None) -> None:
-        self._iterable = iterable
+    def __init__(self, iterable: Any, updated: Callable[[], None]) -> None:
+        self._iterable, self._updated = iterable, updated
+
+    def update(self, *_: object) -> None:
+        self._updated()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._iterable)
@@ -137,7 +146,7 @@ class Generation:
 
     def prepare(self) -> None:
         """Decodes the arguments. Raises InvalidMediaError and InvalidFieldError."""
-        arguments = {name: media.unpack(value) for name, value in self._command.arguments.items()}
+        arguments = {name: _unpack(value) for name, value in self._command.arguments.items()}
         if self._command.method:
             self._arguments = prompt_encoding.arguments(self._pipeline, arguments, self._device)
             return
@@ -147,16 +156,14 @@ class Generation:
         if len(self._generators) == 1:
             generator = self._generators[0]
         self._arguments = arguments | self._callbacks.arguments()
-        self._arguments |= {
-            "generator": generator,
-            "output_type": self._command.output_type,
-            "return_dict": True,
-        }
+        self._arguments |= {"generator": generator, "return_dict": True}
+        if self._command.output_type:
+            self._arguments["output_type"] = self._command.output_type
 
     @property
-    def randomness(self) -> Randomness:
-        """For what the pipeline draws from no generator of the request's."""
-        return Randomness(self._generators[0].initial_seed(), self._device)
+    def randomness(self) -> Randomness | None:
+        """For what the pipeline draws from no generator of the request's; None where it has none."""
+        return Randomness(self._generators[0].initial_seed(), self._device) if self._generators else None
 
     def run(self) -> Any:
         """On the engine's thread: diffusers' own call, on a view of the pipeline that is this request's alone."""
@@ -174,7 +181,9 @@ class Generation:
         """Whether encoding it is copying a few numbers."""
         values = _fields(result).values()
         arrays = [value for value in values if isinstance(value, torch.Tensor | np.ndarray)]
-        return not any(_are_images(value) for value in values) and sum(array.nbytes for array in arrays) <= RAW_BYTES
+        is_plain = self._command.media_type not in recordings.FIELDS.values()
+        is_plain = is_plain and not any(_are_images(value) or _are_videos(value) for value in values)
+        return is_plain and sum(array.nbytes for array in arrays) <= RAW_BYTES
 
     def _step_ended(self, timestep: Any, result: Any) -> Any:
         return self._callbacks.stepped(self._view, timestep, result)
@@ -185,10 +194,16 @@ class Generation:
         fields: dict[str, Plain] = {}
         returned = _fields(result)
         for name, value in returned.items():
-            if _are_images(value):
-                for index, image in enumerate(value):
-                    artifact = media.pack_image(image, self._command.media_type, self._command.quality)
+            if value is not None and recordings.FIELDS.get(name) == self._command.media_type:
+                for index, artifact in enumerate(self._recorded(value)):
                     yield Output(name, index, artifact, self._seed(index))
+            elif _are_images(value):
+                for index, image in enumerate(value):
+                    yield Output(name, index, self._packed(image), self._seed(index))
+            elif _are_videos(value):
+                for group, video in enumerate(value):
+                    for index, image in enumerate(video):
+                        yield Output(name, index, self._packed(image), self._seed(group), group)
             elif isinstance(value, torch.Tensor | np.ndarray | np.generic):
                 packed = media.pack(value)
                 if isinstance(packed, Artifact):
@@ -208,6 +223,20 @@ class Generation:
             fields=fields,
             field_names=tuple(returned),
         )
+
+    def _packed(self, image: Image.Image) -> Artifact:
+        is_file = self._command.media_type in recordings.FIELDS.values()
+        return media.pack_image(image, "" if is_file else self._command.media_type, self._command.quality)
+
+    def _recorded(self, value: Any) -> list[Artifact]:
+        if self._command.media_type == recordings.WAV:
+            return recordings.sounds(value, recordings.sampling_rate(self._pipeline))
+        rate = self._command.frames_per_second
+        parameters = inspect.signature(type(self._pipeline).__call__).parameters
+        for name in ("frame_rate", "fps"):
+            if rate is None and name in parameters:
+                rate = self._arguments.get(name, parameters[name].default)
+        return recordings.videos(value, rate if isinstance(rate, int | float) else recordings.FRAMES_PER_SECOND)
 
     def _advanced(self) -> tuple[tuple[str, bytes], ...]:
         """Advanced states of the generators that the caller sent."""
@@ -289,6 +318,16 @@ def _fields(result: Any) -> dict[str, Any]:
     if not isinstance(result, tuple | list):
         return {"output": result}
     return {f"output_{index}": part for index, part in enumerate(result)}
+
+
+def _unpack(value: Plain) -> Any:
+    if isinstance(value, Artifact) and value.media_type.startswith("video/"):
+        return recordings.frames(value)
+    return media.unpack(value)
+
+
+def _are_videos(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_are_images(video) for video in value)
 
 
 def _are_images(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Tiny checkpoints of every family that can be built without a network."""
 
 from . import (
+    audio,
     cogview,
     deepfloyd,
     flux,
@@ -12,6 +13,7 @@ from . import (
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
+    video,
 )
 from .family import Family
 
@@ -27,16 +29,18 @@ MODULES = (
     cogview,
     kolors,
     qwen,
+    audio,
+    video,
 )
 FAMILIES: list[Family] = [family for module in MODULES for family in module.FAMILIES]
 
 _TORCHVISION = "Its processor needs torchvision, which has to come from where torch came from."
 _PAELLA = "diffusers 0.42 does not find the class of its VQGAN, PaellaVQModel, in any checkpoint."
-_LATER = "Its checkpoint is not made yet."
 
 # Names that no checkpoint is built for, and why.
 NOT_BUILT: dict[str, str] = {
     "cascade": _PAELLA,
+    "cosmos3-omni": "It is mapped to conditions of any kind, for which there is no task here.",
     "wuerstchen": _PAELLA,
     "flux2": _TORCHVISION,
     "nucleusmoe-image": _TORCHVISION,
@@ -44,7 +48,5 @@ NOT_BUILT: dict[str, str] = {
     "qwenimage-edit": _TORCHVISION,
     "qwenimage-edit-plus": _TORCHVISION,
     "qwenimage-layered": _TORCHVISION,
-    "glm_image": _LATER,
-    "helios": _LATER,
-    "helios-pyramid": _LATER,
+    "glm_image": "Its images come from tokens that a trained language model has to write.",
 }

@@ -55,8 +55,8 @@ class Family:
             "mask_image": mask(self.size),
             "strength": 0.8,
         }
-        wanted = {"text-to-image": {"image", "mask_image", "strength"}, "image-to-image": {"mask_image"}}
-        left_out = wanted.get(task, set())
+        left_out = {"mask_image", "image", "strength"} if task.startswith("text-to") else set()
+        left_out |= {"mask_image"} if task == "image-to-image" else set()
         kept = {name: value for name, value in usual.items() if name in takes and name not in left_out}
         return kept | dict(self.arguments) | dict(self.by_task.get(task, {}))
 

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
+    MultiControlNetModel,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLControlNetUnionPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -19,7 +20,7 @@ from tests.checkpoints import ddim, tiny_unet, tiny_vae
 
 from . import encoders, tokenizers
 from .family import Family, picture
-from .stable_diffusion import CONTROL, PAG
+from .stable_diffusion import CONTROL, CONTROLS, PAG
 from .weights import filled
 
 # What a ControlNet takes over from its UNet.
@@ -78,6 +79,12 @@ def controlnet(folder: Path) -> None:
     StableDiffusionXLControlNetPipeline(**made, controlnet=net).save_pretrained(folder)
 
 
+def controlnets(folder: Path) -> None:
+    made = parts()
+    nets = MultiControlNetModel([filled(ControlNetModel.from_unet(made["unet"])) for _ in range(2)])
+    StableDiffusionXLControlNetPipeline(**made, controlnet=nets).save_pretrained(folder)
+
+
 def union(folder: Path) -> None:
     made = parts()
     shape = {name: made["unet"].config[name] for name in SHAPE}
@@ -102,6 +109,7 @@ FAMILIES = [
     Family("stable-diffusion-xl", refiner, "refiner", tasks=("image-to-image", "inpainting")),
     Family("stable-diffusion-xl", inpainting, "9-channel inpainting", tasks=("inpainting",)),
     Family("stable-diffusion-xl-controlnet", controlnet, by_task=CONTROL),
+    Family("stable-diffusion-xl-controlnet", controlnets, "two ControlNets", by_task=CONTROLS),
     Family("stable-diffusion-xl-controlnet-union", union, by_task=UNION),
     Family("stable-diffusion-xl-pag", base, load=PAG),
     Family("stable-diffusion-xl-controlnet-pag", controlnet, load=PAG, by_task=CONTROL),

@@ -1,0 +1,67 @@
+"""The table of families and tasks: `python -m tests.parity.table` writes it into docs/families.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from denoised_server.worker.families import MAPPINGS
+
+from .checkpoints import FAMILIES, NOT_BUILT
+from .checkpoints.family import Family
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+START, END = "<!-- table: written by tests/parity/table.py -->", "<!-- end of table -->"
+
+
+def rows(cell: Callable[[Family, str], str]) -> list[list[str]]:
+    """A line of headings, then one line for each checkpoint of the suite."""
+    lines = [["family", *MAPPINGS]]
+    for family in FAMILIES:
+        tasks = family.mapped()
+        lines.append([str(family), *(cell(family, task) if task in tasks else "" for task in MAPPINGS)])
+    return lines
+
+
+def promise(family: Family, task: str) -> str:
+    """What the suite asserts of it."""
+    return f"= · {family.tolerance:g}" if family.joins else "= · alone"
+
+
+def page() -> str:
+    """The two tables of the page."""
+    heading, *lines = rows(promise)
+    text = [_line(heading), _line(["---"] * len(heading)), *map(_line, lines), ""]
+    text += [_line(["family without a checkpoint", "tasks", "why"]), _line(["---"] * 3)]
+    for name, reason in sorted(NOT_BUILT.items()):
+        tasks = ", ".join(task for task, mapping in MAPPINGS.items() if name in mapping)
+        text.append(_line([name, tasks, reason]))
+    return "\n".join(text)
+
+
+def written(text: str) -> str:
+    """The page with its tables made anew."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n\n{page()}\n\n{END}{after}"
+
+
+def outcome(reports: Iterable[tuple[str, str]]) -> list[str]:
+    """What became of the suite's tests, by id and outcome: "=" alone, "+" together, "✗" failed."""
+    marks: dict[str, str] = {}
+    for name, result in reports:
+        test, _, case = name.partition("[")
+        if case:
+            mark = "✗" if result != "passed" else "=" if "alone" in test else "+"
+            marks[case[:-1]] = marks.get(case[:-1], "") + mark
+    lines = rows(lambda family, task: marks.get(f"{family}-{task}", ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text()))
