@@ -85,7 +85,36 @@ class Pipeline(PipelineAdapters, PipelineSettings):
     ) -> PipelineOutput: ...
 
     @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **kwargs: Any) -> tuple[Any, ...]: ...
+    def __call__(
+        self,
+        *args: Any,
+        return_dict: Literal[False],
+        batching: Literal["allow", "forbid"] = ...,
+        priority: int = ...,
+        timeout: float | None = ...,
+        seed: int | Sequence[int] | None = ...,
+        media_type: str = ...,
+        quality: int | None = ...,
+        adapters: Adapters | None = ...,
+        noise_scheduler: NoiseSchedulerLike | None = ...,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]: ...
+
+    @overload
+    def __call__(
+        self,
+        *args: Any,
+        return_dict: bool,
+        batching: Literal["allow", "forbid"] = ...,
+        priority: int = ...,
+        timeout: float | None = ...,
+        seed: int | Sequence[int] | None = ...,
+        media_type: str = ...,
+        quality: int | None = ...,
+        adapters: Adapters | None = ...,
+        noise_scheduler: NoiseSchedulerLike | None = ...,
+        **kwargs: Any,
+    ) -> PipelineOutput | tuple[Any, ...]: ...
 
     def __call__(
         self,

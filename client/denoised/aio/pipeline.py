@@ -84,7 +84,36 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
     ) -> PipelineOutput: ...
 
     @overload
-    async def __call__(self, *args: Any, return_dict: Literal[False], **kwargs: Any) -> tuple[Any, ...]: ...
+    async def __call__(
+        self,
+        *args: Any,
+        return_dict: Literal[False],
+        batching: Literal["allow", "forbid"] = ...,
+        priority: int = ...,
+        timeout: float | None = ...,
+        seed: int | Sequence[int] | None = ...,
+        media_type: str = ...,
+        quality: int | None = ...,
+        adapters: Adapters | None = ...,
+        noise_scheduler: NoiseSchedulerLike | None = ...,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]: ...
+
+    @overload
+    async def __call__(
+        self,
+        *args: Any,
+        return_dict: bool,
+        batching: Literal["allow", "forbid"] = ...,
+        priority: int = ...,
+        timeout: float | None = ...,
+        seed: int | Sequence[int] | None = ...,
+        media_type: str = ...,
+        quality: int | None = ...,
+        adapters: Adapters | None = ...,
+        noise_scheduler: NoiseSchedulerLike | None = ...,
+        **kwargs: Any,
+    ) -> PipelineOutput | tuple[Any, ...]: ...
 
     async def __call__(
         self,
