@@ -86,7 +86,9 @@ class Step:
             try:
                 after = media.pack(changed[name])
             except TypeError as error:
-                raise InvalidFieldError.of(f"{self._step_end.callback}: {name}", f"{error}.") from error
+                raise InvalidFieldError.of(
+                    f"{self._step_end.callback}: {name}", f"{error}.", hint="Return a tensor or an array."
+                ) from error
             if after != before:
                 tensors[name] = after
         state = {

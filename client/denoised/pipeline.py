@@ -388,6 +388,8 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         parts = description.describe_components(self.refresh()._info)
         if name in parts:
             return parts[name]
+        if several := [part for role, part in parts.items() if role.startswith(f"{name}[")]:
+            return several
         config = self.config
         if isinstance(config.get(name), tuple):
             return None  # a component that was left out

@@ -284,3 +284,53 @@ async def test_a_program_sees_the_same(daemon: Daemon, sd_checkpoint: Path, prog
         expected = await program(local, sd_checkpoint)
         for side in remote:
             assert_same(expected, await program(side, sd_checkpoint))
+
+
+BAD: dict[str, tuple[dict[str, Any], type[denoised.DenoisedError]]] = {
+    "latents of a wrong shape": ({"latents": torch.zeros(1, 7, 8, 8)}, denoised.errors.PipelineRejectedError),
+    "latents of integers": ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.int64)}, denoised.errors.InvalidFieldError),
+    "latents that are not finite": (
+        {"latents": torch.full((1, 4, 8, 8), torch.nan)},
+        denoised.errors.InvalidFieldError,
+    ),
+    "embeddings of a wrong width": (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 77, 5), "negative_prompt_embeds": torch.zeros(1, 77, 5)},
+        denoised.errors.PipelineRejectedError,
+    ),
+    "ten thousand prompts": ({"prompt": ["a cat"] * 10_000}, denoised.errors.InvalidFieldError),
+    "no noise scheduler": ({"noise_scheduler": "UNet2DConditionModel"}, denoised.errors.InvalidNoiseSchedulerError),
+    "a noise scheduler with a wrong argument": (
+        {"noise_scheduler": {"beta_strat": 1}},
+        denoised.errors.InvalidNoiseSchedulerError,
+    ),
+    "tensors that there are not": (
+        {"callback_on_step_end": lambda *_: None, "callback_on_step_end_tensor_inputs": ["hopes"]},
+        denoised.errors.InvalidFieldError,
+    ),
+    "a callback that there is not": (
+        {"prior_callback_on_step_end": lambda *_: None},
+        denoised.errors.UnknownArgumentError,
+    ),
+    "a callback that returns a wrong shape": (
+        {"callback_on_step_end": lambda *_: {"latents": torch.zeros(1, 9, 2, 2)}},
+        denoised.errors.PipelineRejectedError,
+    ),
+    "a callback that returns nonsense": (
+        {"callback_on_step_end": lambda *_: {"latents": object()}},
+        denoised.errors.InvalidFieldError,
+    ),
+    "an image that is not there": ({"image": "/nowhere.png"}, denoised.errors.InvalidFieldError),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input_is_refused_and_harms_nobody(daemon: Daemon, sd_checkpoint: Path, bad: str) -> None:
+    arguments, kind = BAD[bad]
+    good: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "seed": 1, "batching": "forbid", **SIZE}
+    with daemon.client() as client, client.load(str(sd_checkpoint), task="text-to-image") as pipe:
+        before = pipe(**good).images
+        with pytest.raises(kind) as refused:
+            pipe(**good | arguments)
+        assert refused.value.hint
+        assert "/home" not in str(refused.value)
+        assert_same(pipe(**good).images, before)

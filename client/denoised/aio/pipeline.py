@@ -387,6 +387,8 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         parts = description.describe_components(self._info)
         if name in parts:
             return parts[name]
+        if several := [part for role, part in parts.items() if role.startswith(f"{name}[")]:
+            return several
         config = self.config
         if isinstance(config.get(name), tuple):
             return None  # a component that was left out
