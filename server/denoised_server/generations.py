@@ -226,6 +226,8 @@ class Generations:
             logger.debug("no more replies", exc_info=True)
 
     async def _relay(self, generation: _Generation, worker: str, command: Generate, queue_seconds: float) -> None:
+        if command.timeout is not None:
+            command = replace(command, timeout=command.timeout - queue_seconds)
         async with aclosing(self._executor.submit(worker, command)) as events:
             async for event in events:
                 generation.has_begun = True

@@ -205,7 +205,8 @@ class Generate:
     `arguments` are those of `__call__` by name, without generators, `output_type` and `return_dict`. `seeds` has one
     element or one per image; it is empty when `generators` (device, state) are given. `progress_interval` is the
     shortest time between two Progress events, in seconds. `adapters` are those to use instead of the pipeline's own;
-    None leaves the pipeline's as they are.
+    None leaves the pipeline's as they are. `client` shares the device evenly with other clients. `timeout` is what the
+    caller's deadline leaves, in seconds.
     """
 
     pipeline: str
@@ -224,6 +225,8 @@ class Generate:
     callbacks: Mapping[str, Callback] = field(default_factory=dict)
     conversation: str = ""
     method: str = ""
+    client: str = ""
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +426,23 @@ class HeldComponent:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodStats:
+    """What became of the calls of one component method; `lone_calls` by the reason why they were not joined.
+
+    Differences between joined and lone results are in units of the tolerance; None where there was no such kind.
+    """
+
+    method: str
+    calls: int
+    joined_calls: int
+    lone_calls: Mapping[str, int]
+    verified_kinds: int
+    refused_kinds: int
+    agreed_difference: float | None
+    refused_difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """How a worker is; counts are since it started, sizes in bytes.
 
@@ -443,6 +463,7 @@ class Snapshot:
     refused_kinds: int
     batch_sizes: Histogram
     step_seconds: Histogram
+    methods: tuple[MethodStats, ...] = ()
 
 
 Event = LoadProgress | Loaded | Progress | StepEnd | Output | Finished | Unloaded | Snapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from wsgiref.simple_server import WSGIServer
 
 from denoised.errors import BY_REASON
@@ -109,18 +109,27 @@ class _Counts:
     calls: int = 0
     batches: int = 0
     joined_calls: int = 0
+    lone_calls: Tally[str] = field(default_factory=Tally)
     batch_sizes: messages.Histogram | None = None
     step_seconds: messages.Histogram | None = None
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> _Counts:
-        return cls(snapshot.calls, snapshot.batches, snapshot.joined_calls, snapshot.batch_sizes, snapshot.step_seconds)
+        return cls(
+            snapshot.calls,
+            snapshot.batches,
+            snapshot.joined_calls,
+            sum((Tally(stats.lone_calls) for stats in snapshot.methods), Tally()),
+            snapshot.batch_sizes,
+            snapshot.step_seconds,
+        )
 
     def __add__(self, other: _Counts) -> _Counts:
         return _Counts(
             self.calls + other.calls,
             self.batches + other.batches,
             self.joined_calls + other.joined_calls,
+            self.lone_calls + other.lone_calls,
             _add(self.batch_sizes, other.batch_sizes),
             _add(self.step_seconds, other.step_seconds),
         )
@@ -168,6 +177,13 @@ class Reports(Collector):
             for worker, report in reports:
                 counter.add_metric([worker], count(report.counts))
             yield counter
+        lone = CounterMetricFamily(
+            "denoised_engine_lone_calls", "Component calls that ran alone, by reason.", labels=["worker", "reason"]
+        )
+        for worker, report in reports:
+            for reason, calls in report.counts.lone_calls.items():
+                lone.add_metric([worker, reason], calls)
+        yield lone
         histograms: Sequence[tuple[str, str, Callable[[_Counts], messages.Histogram | None]]] = (
             ("denoised_batch_size", "Calls joined into one batch.", lambda counts: counts.batch_sizes),
             ("denoised_denoise_step_seconds", "Time between steps of a request.", lambda counts: counts.step_seconds),

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from denoised.errors import (
     DenoisedError,
@@ -262,7 +262,9 @@ class Pool:
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Runs a pipeline. Closing the generator ends the run at its next step. Each StepEnd takes a reply."""
         self._check_open()
-        handle = self._handles.use(command.pipeline, now=time.time(), field="pipeline", caller=callers.current())
+        caller = callers.current()
+        handle = self._handles.use(command.pipeline, now=time.time(), field="pipeline", caller=caller)
+        command = replace(command, client=caller.name)
         async with aclosing(self._generations.generate(handle, command, replies)) as events:
             async for event in events:
                 yield event

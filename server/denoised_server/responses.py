@@ -317,4 +317,17 @@ def _engine(snapshot: Snapshot) -> worker_service_pb2.EngineStats:
         joined_call_count=snapshot.joined_calls,
         verified_kind_count=snapshot.verified_kinds,
         refused_kind_count=snapshot.refused_kinds,
+        methods=[
+            worker_service_pb2.MethodStats(
+                method=stats.method,
+                call_count=stats.calls,
+                joined_call_count=stats.joined_calls,
+                lone_call_counts=stats.lone_calls,
+                verified_kind_count=stats.verified_kinds,
+                refused_kind_count=stats.refused_kinds,
+                agreed_difference=stats.agreed_difference,
+                refused_difference=stats.refused_difference,
+            )
+            for stats in snapshot.methods
+        ],
     )

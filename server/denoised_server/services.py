@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -105,7 +106,8 @@ class GenerationService(GenerationServiceServicer):
     async def Generate(
         self, request: generation_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[generation_pb.GenerateResponse]:
-        async with aclosing(self._pool.generate(requests.generate(request))) as events:
+        command = replace(requests.generate(request), timeout=context.time_remaining())
+        async with aclosing(self._pool.generate(command)) as events:
             async for event in events:
                 yield responses.generate_response(event)
 
@@ -113,7 +115,7 @@ class GenerationService(GenerationServiceServicer):
         self, request_iterator: AsyncIterator[generation_pb.GenerateInteractivelyRequest], context: Any
     ) -> AsyncIterator[generation_pb.GenerateInteractivelyResponse]:
         messages = aiter(request_iterator)
-        command = requests.start(await anext(messages, None))
+        command = replace(requests.start(await anext(messages, None)), timeout=context.time_remaining())
         async with aclosing(self._pool.generate(command, requests.replies(messages))) as events:
             async for event in events:
                 yield responses.interactive_response(event)

@@ -328,6 +328,8 @@ class FakeDaemon(
             )
             worker.memory.weight_bytes, worker.memory.budget_bytes = 10_000, 20_000
             worker.engine.call_count, worker.engine.joined_call_count = 4, 3
+            stats = worker.engine.methods.add(method="UNet.forward", call_count=4, joined_call_count=3)
+            stats.lone_call_counts["unmatched"] = 1
             return worker_service_pb2.ListWorkersResponse(workers=[worker])
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802

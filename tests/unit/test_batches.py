@@ -26,11 +26,11 @@ def call(made_of: Method, sample: torch.Tensor, timestep: Any = 1, **more: Any) 
 def values(batches: Batches, calls: list[Call]) -> list[torch.Tensor]:
     """Results in order; calls that have to wait, or that stand alone, are run by themselves, as the engine would."""
     if calls[0].key is None:
-        outcomes = [outcome for each in calls for outcome in batches.run([each])]
+        outcomes = [outcome for each in calls for outcome in batches.run([each]).outcomes]
     else:
-        outcomes = batches.run(calls)
+        outcomes = list(batches.run(calls).outcomes)
     waiting = [each for each, outcome in zip(calls, outcomes, strict=True) if outcome is None]
-    later = iter(batches.run(waiting)) if waiting else iter(())
+    later = iter(batches.run(waiting).outcomes) if waiting else iter(())
     found = [outcome if outcome is not None else next(later) for outcome in outcomes]
     assert all(outcome is not None and outcome.error is None for outcome in found)
     return [outcome.value for outcome in found if outcome is not None]
@@ -49,6 +49,12 @@ def test_a_kind_is_run_both_ways_once_and_joined_from_then_on() -> None:
     assert calls[0].costs.max_joined == 3
     assert batches.counts["verified_kinds"] == 1
     assert batches.counts["refused_kinds"] == 0
+    stats = batches.tallies[str(honest)].stats("add")
+    assert (stats.calls, stats.joined_calls) == (9, 6)
+    assert stats.lone_calls == {"verifying": 2, "unmatched": 1}
+    assert stats.agreed_difference is not None
+    assert stats.agreed_difference <= 1
+    assert stats.refused_difference is None
 
 
 def test_agreeing_at_one_timestep_says_nothing_of_two() -> None:

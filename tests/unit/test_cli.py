@@ -133,6 +133,11 @@ def test_workers_shows_memory_and_joining(daemon: FakeDaemon) -> None:
     assert json.loads(run("workers", "--json").stdout)[0]["memory"]["budget_bytes"] == 20_000
 
 
+def test_workers_tells_what_became_of_calls(daemon: FakeDaemon) -> None:
+    row = run("workers", "--engine").stdout.splitlines()[1]
+    assert row.split()[1:6] == ["UNet.forward", "4", "75%", "unmatched", "1"]
+
+
 # Generations
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from denoised.values import Artifact
 from denoised_server.generations import image_count
-from denoised_server.messages import HeldComponent, Histogram, Output, Snapshot
+from denoised_server.messages import HeldComponent, Histogram, MethodStats, Output, Snapshot
 from denoised_server.metrics import Metrics, MetricsServer
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,6 +29,10 @@ SNAPSHOT = Snapshot(
     refused_kinds=0,
     batch_sizes=Histogram((1.0, 2.0), (1, 4), 4, 7.0),
     step_seconds=Histogram((0.1, 1.0), (5, 9), 10, 3.5),
+    methods=(
+        MethodStats("UNet.forward", 9, 8, {"unmatched": 1}, 1, 0, 0.01, None),
+        MethodStats("VAE.decode", 1, 0, {"unmatched": 1}, 0, 0, None, None),
+    ),
 )
 
 
@@ -76,6 +80,7 @@ def test_snapshots_show_memory_and_work(metrics: Metrics) -> None:
     assert read(metrics, "denoised_device_memory_bytes", worker="workers/0", kind="budget") == 9_000
     assert read(metrics, "denoised_component_bytes", worker="workers/0", residency="host") == 1_000
     assert read(metrics, "denoised_engine_joined_calls_total", worker="workers/0") == 8
+    assert read(metrics, "denoised_engine_lone_calls_total", worker="workers/0", reason="unmatched") == 2
     assert read(metrics, "denoised_batch_size_bucket", worker="workers/0", le="2.0") == 4
     assert read(metrics, "denoised_batch_size_bucket", worker="workers/0", le="+Inf") == 4
     assert read(metrics, "denoised_denoise_step_seconds_sum", worker="workers/0") == 3.5

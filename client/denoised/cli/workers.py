@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from ..units import format_bytes
 from ..v1 import worker_service_pb2 as pb
 from .console import bar, print_json, print_table, to_json
@@ -21,12 +25,18 @@ COLUMNS = (
     "RESTARTS",
 )
 
+METHODS = ("WORKER", "METHOD", "CALLS", "JOINED", "ALONE BECAUSE", "VERIFIED", "WITHIN", "REFUSED", "BEYOND")
 
-def workers(json: Json = False, target: Target = DefaultTarget, token: Token = None) -> None:
+Engine = Annotated[bool, typer.Option("--engine", help="Show what became of calls, by component method.")]
+
+
+def workers(engine: Engine = False, json: Json = False, target: Target = DefaultTarget, token: Token = None) -> None:
     """List the processes that own the devices: memory, load and batching.
 
     WEIGHTS is what pipelines hold of the budget, SAVED what sharing saves.
     JOINED is the share of calls that ran in one batch with other generations'.
+    With --engine: VERIFIED kinds of joined call differ from lone ones by no more
+    than WITHIN, REFUSED ones by BEYOND or more; 1 is the tolerance.
 
     [bold]Example[/bold]
     [cyan]watch denoised workers[/cyan]
@@ -36,11 +46,30 @@ def workers(json: Json = False, target: Target = DefaultTarget, token: Token = N
     if json:
         print_json([to_json(worker) for worker in found])
         return
+    if engine:
+        rows = [_method_row(worker.name, stats) for worker in found for stats in worker.engine.methods]
+        print_table(METHODS, rows, right=("CALLS", "JOINED", "VERIFIED", "WITHIN", "REFUSED", "BEYOND"))
+        return
     print_table(
         COLUMNS,
         [_row(worker) for worker in found],
         right=COLUMNS[4:],
     )
+
+
+def _method_row(worker: str, stats: pb.MethodStats) -> list[str]:
+    reasons = sorted(stats.lone_call_counts.items(), key=lambda item: -item[1])
+    return [
+        worker,
+        stats.method,
+        str(stats.call_count),
+        f"{stats.joined_call_count / stats.call_count:.0%}" if stats.call_count else "",
+        ", ".join(f"{reason} {count}" for reason, count in reasons),
+        str(stats.verified_kind_count),
+        f"{stats.agreed_difference:.2g}" if stats.HasField("agreed_difference") else "",
+        str(stats.refused_kind_count),
+        f"{stats.refused_difference:.2g}" if stats.HasField("refused_difference") else "",
+    ]
 
 
 def _row(worker: pb.Worker) -> list[str]:

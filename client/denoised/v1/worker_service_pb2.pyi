@@ -167,6 +167,7 @@ class EngineStats(google.protobuf.message.Message):
     JOINED_CALL_COUNT_FIELD_NUMBER: builtins.int
     VERIFIED_KIND_COUNT_FIELD_NUMBER: builtins.int
     REFUSED_KIND_COUNT_FIELD_NUMBER: builtins.int
+    METHODS_FIELD_NUMBER: builtins.int
     call_count: builtins.int
     """Component calls that requests made."""
     batch_count: builtins.int
@@ -177,6 +178,10 @@ class EngineStats(google.protobuf.message.Message):
     """Kinds of call that were checked against running alone and agreed."""
     refused_kind_count: builtins.int
     """Kinds of call that did not agree and always run alone."""
+    @property
+    def methods(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MethodStats]:
+        """The same by component method, in the order of their names."""
+
     def __init__(
         self,
         *,
@@ -185,10 +190,87 @@ class EngineStats(google.protobuf.message.Message):
         joined_call_count: builtins.int = ...,
         verified_kind_count: builtins.int = ...,
         refused_kind_count: builtins.int = ...,
+        methods: collections.abc.Iterable[global___MethodStats] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_count", b"batch_count", "call_count", b"call_count", "joined_call_count", b"joined_call_count", "refused_kind_count", b"refused_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_count", b"batch_count", "call_count", b"call_count", "joined_call_count", b"joined_call_count", "methods", b"methods", "refused_kind_count", b"refused_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
 
 global___EngineStats = EngineStats
+
+@typing.final
+class MethodStats(google.protobuf.message.Message):
+    """What became of the calls of one component method, since the worker started."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LoneCallCountsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    METHOD_FIELD_NUMBER: builtins.int
+    CALL_COUNT_FIELD_NUMBER: builtins.int
+    JOINED_CALL_COUNT_FIELD_NUMBER: builtins.int
+    LONE_CALL_COUNTS_FIELD_NUMBER: builtins.int
+    VERIFIED_KIND_COUNT_FIELD_NUMBER: builtins.int
+    REFUSED_KIND_COUNT_FIELD_NUMBER: builtins.int
+    AGREED_DIFFERENCE_FIELD_NUMBER: builtins.int
+    REFUSED_DIFFERENCE_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """Class and method, such as "UNet2DConditionModel.forward"."""
+    call_count: builtins.int
+    """Calls that requests made."""
+    joined_call_count: builtins.int
+    """Calls that shared a batch with others."""
+    verified_kind_count: builtins.int
+    """Kinds of joined call that were checked against running alone and agreed."""
+    refused_kind_count: builtins.int
+    """Kinds of joined call that did not agree and are not joined again."""
+    agreed_difference: builtins.float
+    """Largest difference between joined and lone results among kinds that agreed, in units of the tolerance: up to 1.
+    Unset while there is none.
+    """
+    refused_difference: builtins.float
+    """Smallest such difference among kinds that did not agree: over 1, infinite where the joined call fails. Unset while
+    there is none.
+    """
+    @property
+    def lone_call_counts(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Calls that ran by themselves, by reason: "unmatched" (none that fits it was pending), "forbidden" (by the request),
+        "changed" (the request has changed a component), "unbatched" (no argument has one row per sample), "verifying" (to
+        compare with, or because the joined call failed), "refused" (its kind does not agree).
+        """
+
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        call_count: builtins.int = ...,
+        joined_call_count: builtins.int = ...,
+        lone_call_counts: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        verified_kind_count: builtins.int = ...,
+        refused_kind_count: builtins.int = ...,
+        agreed_difference: builtins.float | None = ...,
+        refused_difference: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_agreed_difference", b"_agreed_difference", "_refused_difference", b"_refused_difference", "agreed_difference", b"agreed_difference", "refused_difference", b"refused_difference"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_agreed_difference", b"_agreed_difference", "_refused_difference", b"_refused_difference", "agreed_difference", b"agreed_difference", "call_count", b"call_count", "joined_call_count", b"joined_call_count", "lone_call_counts", b"lone_call_counts", "method", b"method", "refused_difference", b"refused_difference", "refused_kind_count", b"refused_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_agreed_difference", b"_agreed_difference"]) -> typing.Literal["agreed_difference"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_refused_difference", b"_refused_difference"]) -> typing.Literal["refused_difference"] | None: ...
+
+global___MethodStats = MethodStats
 
 @typing.final
 class ListWorkersRequest(google.protobuf.message.Message):

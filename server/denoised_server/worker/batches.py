@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Hashable
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from .joining import Arguments, NotJoinableError
 from .observations import Observations
 from .overlay import Overlay
 from .seam import Method
+from .tallies import Lone, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Costs:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One component call; `arguments` is None for one that stands alone."""
+    """One component call; `arguments` is None for one that stands alone, and `lone` says why."""
 
     method: Method
     args: tuple[Any, ...]
@@ -50,6 +51,7 @@ class Call:
     arguments: Arguments | None
     overlay: Overlay
     costs: Costs
+    lone: Lone = Lone.UNBATCHED
 
     @property
     def key(self) -> Hashable | None:
@@ -67,31 +69,42 @@ class Outcome:
     error: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Outcomes of calls, in their order; None for a call that has to wait until the others have shown more.
+
+    `as_one` says that they ran as one, so that the time it took is that of a batch of their size.
+    """
+
+    outcomes: Sequence[Outcome | None]
+    as_one: bool = False
+
+
 @dataclass(slots=True)
 class Batches:
     """Runs batches of calls with equal keys, and counts them."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     sizes: Observations = field(default_factory=lambda: Observations(BATCH_SIZE_BOUNDS))
 
-    def run(self, calls: list[Call]) -> list[Outcome | None]:
-        """Outcomes of the calls, in their order. None for a call that has to wait until the others have shown more."""
+    def run(self, calls: list[Call]) -> Ran:
         if len(calls) == 1:
-            return [self._alone(calls[0])]
+            return Ran([self._alone(calls[0], _why_alone(calls[0]))], as_one=True)
         arguments = [call.arguments for call in calls if call.arguments is not None]
         method = calls[0].method
         kind = (arguments[0].key, frozenset(each.rows for each in arguments), joining.dtypes(arguments))
         seen = method.verified.get(kind)
         if seen is not None and (len(seen) == arguments[0].variable or joining.varied(arguments) <= seen):
-            return list(self._joined(method, calls, arguments))
+            return self._joined(method, calls, arguments)
         chosen = _telling(arguments, seen or frozenset())
         outcomes: list[Outcome | None] = [None] * len(calls)
         shown = self._verify(method, kind, [calls[index] for index in chosen], [arguments[index] for index in chosen])
         for index, outcome in zip(chosen, shown, strict=True):
             outcomes[index] = outcome
-        return outcomes
+        return Ran(outcomes)
 
-    def _alone(self, call: Call) -> Outcome:
+    def _alone(self, call: Call, why: Lone) -> Outcome:
         began = time.perf_counter()
         call.overlay.put_on()
         try:
@@ -101,8 +114,9 @@ class Batches:
         finally:
             call.overlay.take_off()
             self._count([call], time.perf_counter() - began)
+            self.tallies[str(call.method)].lone_calls[why] += 1
 
-    def _joined(self, method: Method, calls: list[Call], arguments: list[Arguments]) -> list[Outcome]:
+    def _joined(self, method: Method, calls: list[Call], arguments: list[Arguments]) -> Ran:
         began = time.perf_counter()
         results: list[Any] | None = None
         try:
@@ -113,13 +127,13 @@ class Batches:
             logger.debug("a joined call of %s failed and runs one by one: %s", method, type(error).__name__)
         if results is None:
             # Here, not in the handler: a live exception pins every tensor of its frames.
-            return [self._alone(call) for call in calls]
+            return Ran([self._alone(call, Lone.VERIFYING) for call in calls])
         self._count(calls, time.perf_counter() - began)
-        return [Outcome(result) for result in results]
+        return Ran([Outcome(result) for result in results], as_one=True)
 
     def _verify(self, method: Method, kind: Kind, calls: list[Call], arguments: list[Arguments]) -> list[Outcome]:
         """Runs the calls alone, then joined, and remembers whether that came to the same."""
-        outcomes = [self._alone(call) for call in calls]
+        outcomes = [self._alone(call, Lone.VERIFYING) for call in calls]
         if any(outcome.error is not None for outcome in outcomes):
             return outcomes
         try:
@@ -138,22 +152,33 @@ class Batches:
             difference = math.inf
         if difference <= 1:
             self.counts["verified_kinds"] += kind not in method.verified
+            self.tallies[str(method)].verified(difference, is_new=kind not in method.verified)
             method.verified[kind] = method.verified.get(kind, frozenset()) | joining.varied(arguments)
         elif difference > 1:
             logger.debug("joined calls of %s differ from lone ones by %.2g of the tolerance", method, difference)
             self.counts["refused_kinds"] += 1
+            self.tallies[str(method)].refused(difference)
             method.refused.add(arguments[0].key)
         return outcomes
 
     def _count(self, calls: list[Call], seconds: float) -> None:
         joined = len(calls)
         self.sizes.observe(joined)
+        tally = self.tallies[str(calls[0].method)]
+        tally.calls += joined
+        tally.joined_calls += joined if joined > 1 else 0
         self.counts["batches"] += 1
         self.counts["joined_calls"] += joined if joined > 1 else 0
         for call in calls:
             call.costs.device_seconds += seconds
             call.costs.max_joined = max(call.costs.max_joined, joined)
             call.costs.joined_calls += joined > 1
+
+
+def _why_alone(call: Call) -> Lone:
+    if call.arguments is None:
+        return call.lone
+    return Lone.REFUSED if call.key is None else Lone.UNMATCHED
 
 
 def _telling(calls: list[Arguments], seen: frozenset[int]) -> list[int]:

@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from .batch_times import BatchTimes
+from .fairness import Entrant, Fairness
+
 T = TypeVar("T")
 
+# Every so many batches the call that has waited longest leads, whatever else is to be said: nothing starves.
+OLDEST_EVERY = 32
+# A request is urgent when its deadline leaves less than so many times the device seconds that it needs: others run too.
+URGENT = 2.0
+# Kinds of call whose times are remembered.
+KINDS = 1024
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(slots=True, eq=False)
 class Pending(Generic[T]):
     """One call that a request waits for.
 
-    `key` says which calls it may be joined with: those with an equal one. None stands alone. Higher `priority` runs
-    earlier.
+    `key` says which calls it may be joined with: those with an equal one. None stands alone. `rows` is how many samples
+    it has.
     """
 
     call: T
     key: Hashable | None
-    priority: int = 0
+    entrant: Entrant
+    rows: int = 1
+    arrival: int = 0
 
 
 @dataclass(slots=True)
 class Coalescing(Generic[T]):
-    """Pending calls in the order in which they came.
+    """Pending calls of the requests that take turns on a device.
 
-    The call that has waited longest among those of the highest priority leads the next batch, and up to
-    `max_joined - 1` calls that fit it come along, in their own order, whatever their priority: joining costs the leader
-    little, and waiting would cost the others a batch of their own. A request has one call pending at a time and joins
-    the end of the line with the next, so requests on one device take turns at steps and none starves another of its
-    priority. Nothing ever waits for partners.
+    Who leads the next batch: the highest priority, then urgent deadlines, the earliest first, then whoever has had the
+    least of the device. Calls that fit the leader come along in the same order, whatever their priority, as many as
+    make the device faster in all: joining costs the leader little, and waiting would cost the others a batch of their
+    own. Nothing ever waits for partners.
     """
 
     max_joined: int
     _waiting: list[Pending[T]] = field(default_factory=list)
+    _fairness: Fairness = field(default_factory=Fairness)
+    _times: OrderedDict[Hashable, BatchTimes] = field(default_factory=OrderedDict)
+    _arrivals: Iterator[int] = field(default_factory=itertools.count)
+    _batches: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def enter(self, entrant: Entrant) -> None:
+        """A request begins; calls of it may be added from now on."""
+        self._fairness.enter(entrant)
+
+    def leave(self, entrant: Entrant) -> None:
+        """A request has ended, and has no call pending."""
+        self._fairness.leave(entrant)
+
     def add(self, pending: Pending[T]) -> None:
+        pending.arrival = next(self._arrivals)
         self._waiting.append(pending)
 
     def put_back(self, batch: list[Pending[T]]) -> None:
-        """Calls that were taken and do not run yet: first in line again."""
-        self._waiting[:0] = batch
+        """Calls that were taken and do not run yet: where they stood before."""
+        self._waiting += batch
 
     def discard(self, pending: Pending[T]) -> bool:
         """Forgets a call that nobody waits for any more; says whether it was still there."""
@@ -53,15 +80,47 @@ class Coalescing(Generic[T]):
         self._waiting.remove(pending)
         return True
 
-    def next(self) -> list[Pending[T]]:
+    def next(self, now: float) -> list[Pending[T]]:
         """Takes out the calls that run next, as one batch; empty when none is pending."""
-        if not self._waiting:
-            return []
-        lead = max(self._waiting, key=lambda pending: pending.priority)  # max returns the first of equals
+        if len(self._waiting) < 2:
+            batch, self._waiting = self._waiting, []
+            return batch
+        if next(self._batches) % OLDEST_EVERY == 0:
+            lead = min(self._waiting, key=lambda pending: pending.arrival)
+        else:
+            lead = min(self._waiting, key=lambda pending: self._order(pending, now))
         batch = [lead]
         if lead.key is not None:
-            others = (pending for pending in self._waiting if pending is not lead and pending.key == lead.key)
-            batch += [pending for pending, _ in zip(others, range(self.max_joined - 1), strict=False)]
+            fitting = [pending for pending in self._waiting if pending.key == lead.key and pending is not lead]
+            fitting.sort(key=lambda pending: self._order(pending, now))
+            batch += fitting[: self.max_joined - 1]
+            if times := self._times.get(lead.key):
+                del batch[times.count([pending.rows for pending in batch], _patience(lead.entrant, now)) :]
         taken = {id(pending) for pending in batch}
         self._waiting = [pending for pending in self._waiting if id(pending) not in taken]
         return batch
+
+    def ran(self, batch: list[Pending[T]], seconds: float, *, as_one: bool) -> None:
+        """Says what a batch took on the device, and whether it ran as one."""
+        rows = sum(pending.rows for pending in batch)
+        for pending in batch:
+            self._fairness.charge(pending.entrant, seconds * pending.rows / rows)
+        key = batch[0].key
+        if as_one and key is not None:
+            self._times.setdefault(key, BatchTimes()).learn(rows, seconds)
+            self._times.move_to_end(key)
+            if len(self._times) > KINDS:
+                self._times.popitem(last=False)
+
+    def _order(self, pending: Pending[T], now: float) -> tuple[float, ...]:
+        entrant, deadline = pending.entrant, math.inf
+        if entrant.deadline is not None and now + URGENT * entrant.remaining >= entrant.deadline:
+            deadline = entrant.deadline
+        times = self._times.get(pending.key)
+        cost = times.estimate(pending.rows) if times else 0.0
+        return -entrant.priority, deadline, *self._fairness.standing(entrant, cost), pending.arrival
+
+
+def _patience(entrant: Entrant, now: float) -> float:
+    """How long the leader's batch may take."""
+    return math.inf if entrant.deadline is None else max(0.0, entrant.deadline - now - entrant.remaining)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,11 @@ from . import joining
 from .batches import Batches, Call, Costs, Outcome
 from .coalescing import Coalescing, Pending
 from .construction import Construction
+from .fairness import Entrant
 from .overlay import Overlay
 from .randomness import Randomness
 from .seam import Caller, Method
+from .tallies import Lone
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ class Request:
     """One run of a pipeline.
 
     `run` is called on the engine's thread. `finish` is called there once, with the request and with what `run` returned
-    or raised; it must not take long.
+    or raised; it must not take long. `done` says what share of its steps is behind it, where that is known.
     """
 
     def __init__(
@@ -44,11 +47,13 @@ class Request:
         run: Callable[[], Any],
         finish: Callable[[Request, Outcome], None],
         *,
-        priority: int = 0,
+        entrant: Entrant | None = None,
         alone: bool = False,
         randomness: Randomness | None = None,
+        done: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.run, self.finish, self.priority, self.alone = run, finish, priority, alone
+        self.run, self.finish, self.alone, self.done = run, finish, alone, done
+        self.entrant = entrant or Entrant()
         self.randomness = randomness
         self.is_cancelled = False
         self.costs = Costs()
@@ -141,6 +146,7 @@ class Engine:
             else:
                 runner = _Runner(request, hub)
                 self._running.add(runner)
+                self._coalescing.enter(request.entrant)
                 self._switch(runner, runner.switch)
         for runner in [runner for runner in self._running if runner.request.is_cancelled]:
             if runner.is_parked or (runner.pending is not None and self._coalescing.discard(runner.pending)):
@@ -149,15 +155,25 @@ class Engine:
             request, value = self._answers.popleft()
             for runner in [runner for runner in self._running if runner.request is request and runner.is_parked]:
                 self._resume(runner, Outcome(value))
-        batch = self._coalescing.next()
-        if batch:
-            outcomes = self.batches.run([pending.call.call for pending in batch])
-            later = [pending for pending, outcome in zip(batch, outcomes, strict=True) if outcome is None]
-            self._coalescing.put_back(later)
-            for pending, outcome in zip(batch, outcomes, strict=True):
-                if outcome is not None:
-                    self._resume(pending.call.runner, outcome)
+        if batch := self._coalescing.next(time.monotonic()):
+            self._run_batch(batch)
         return bool(len(self._coalescing) or self._inbox or self._answers)
+
+    def _run_batch(self, batch: list[Pending[_Waiting]]) -> None:
+        began = time.perf_counter()
+        ran = self.batches.run([pending.call.call for pending in batch])
+        seconds = time.perf_counter() - began
+        outcomes = list(zip(batch, ran.outcomes, strict=True))
+        self._coalescing.put_back([pending for pending, outcome in outcomes if outcome is None])
+        done = [pending for pending, outcome in outcomes if outcome is not None]
+        self._coalescing.ran(done, seconds, as_one=ran.as_one)
+        for pending in done:
+            request = pending.call.runner.request
+            if share := request.done():
+                request.entrant.remaining = request.costs.device_seconds * (1 - share) / share
+        for pending, outcome in outcomes:
+            if outcome is not None:
+                self._resume(pending.call.runner, outcome)
 
     def _resume(self, runner: _Runner, outcome: Outcome) -> None:
         """Lets a request go on, with the result of its call, until its next call or its end."""
@@ -188,13 +204,24 @@ class Engine:
         request = runner.request
         request.costs.calls += 1
         self.batches.counts["calls"] += 1
-        # What a request has changed is in force for its own calls only; and nobody joins one that is by itself.
-        is_alone = request.alone or bool(runner.changes) or (len(self._running) == 1 and not self._inbox)
-        arguments = None if is_alone else joining.describe(method.parameters, args, kwargs)
-        call = Call(method, args, kwargs, arguments, runner.changes, request.costs)
-        runner.pending = Pending(_Waiting(runner, call), call.key, request.priority)
+        lone, arguments = self._why_alone(runner), None
+        if lone is None:
+            arguments = joining.describe(method.parameters, args, kwargs)
+        call = Call(method, args, kwargs, arguments, runner.changes, request.costs, lone or Lone.UNBATCHED)
+        rows = arguments.rows if arguments is not None else 1
+        runner.pending = Pending(_Waiting(runner, call), call.key, request.entrant, rows)
         self._coalescing.add(runner.pending)
+
+    def _why_alone(self, runner: _Runner) -> Lone | None:
+        if runner.request.alone:
+            return Lone.FORBIDDEN
+        if runner.changes:
+            # What a request has changed is in force for its own calls only.
+            return Lone.CHANGED
+        # Nobody joins one that is by itself.
+        return Lone.UNMATCHED if len(self._running) == 1 and not self._inbox else None
 
     def _end(self, runner: _Runner, outcome: Outcome) -> None:
         self._running.discard(runner)
+        self._coalescing.leave(runner.request.entrant)
         runner.request.finish(runner.request, outcome)

@@ -87,6 +87,11 @@ class Steps:
         if not self._is_watching:
             self._stepped(1, 0)
 
+    def share(self) -> float:
+        """How much of what is known to come is done, from 0 to 1."""
+        total = self._before + self._stage
+        return min(1.0, self._done / total) if total else 0.0
+
     def _stepped(self, order: int, timesteps: int) -> None:
         self._calls += 1
         total = self._stage or math.ceil(timesteps / order)
@@ -176,6 +181,10 @@ class Generation:
             return self._view(**self._arguments)
         finally:
             self._run_seconds = time.perf_counter() - self._began
+
+    def done(self) -> float:
+        """What share of its steps is behind it, from 0 to 1."""
+        return self._steps.share()
 
     def is_raw(self, result: Any) -> bool:
         """Whether encoding it is copying a few numbers."""

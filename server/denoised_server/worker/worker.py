@@ -53,6 +53,7 @@ from .components import ComponentStore
 from .configuration import configure, with_noise_scheduler
 from .construction import Construction
 from .engine import Cancelled, Engine, Request
+from .fairness import Entrant
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
 from .ledger import Ledger
 from .loading import Live, Loader
@@ -294,12 +295,14 @@ class Worker:
             error = _bare(raised if isinstance(raised, Cancelled) else failure(raised))
         else:
             finish = partial(self._finish, task, generation)
+            deadline = None if command.timeout is None else time.monotonic() + command.timeout
             request = Request(
                 generation.run,
                 finish,
-                priority=command.priority,
+                entrant=Entrant(command.client, command.priority, deadline),
                 alone=command.forbid_batching,
                 randomness=generation.randomness,
+                done=generation.done,
             )
             with self._lock:
                 task.request, request.is_cancelled = request, task.is_cancelled
@@ -378,6 +381,7 @@ class Worker:
             joined_calls=counts["joined_calls"],
             verified_kinds=counts["verified_kinds"],
             refused_kinds=counts["refused_kinds"],
+            methods=tuple(tally.stats(name) for name, tally in sorted(self._engine.batches.tallies.items())),
             batch_sizes=self._engine.batches.sizes.histogram(),
             step_seconds=self._step_seconds.histogram(),
         )
