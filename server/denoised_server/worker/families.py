@@ -87,11 +87,12 @@ def supported(class_name: str) -> str:
     return f"diffusers maps {class_name} to {', '.join(tasks) or 'no task'}."
 
 
-def check_overrides(names: Iterable[str], class_name: str, config: Iterable[str]) -> None:
+def check_overrides(names: Iterable[str], class_name: str, config: Iterable[str], task: str) -> None:
     """diffusers only warns about names that it does not know, or ignores them. Raises InvalidFieldError."""
     known = {name for name in config if not name.startswith("_")} | AUTO_OPTIONS
-    pipeline_class = getattr(diffusers, class_name, None)
-    if pipeline_class is not None:
+    # What the task's class takes counts: a refiner's score is an option of image-to-image only.
+    meant = auto_pipeline._get_task_class(MAPPINGS.get(task, {}), class_name, throw_error_if_not_exist=False)
+    for pipeline_class in filter(None, (getattr(diffusers, class_name, None), meant)):
         modules, options = pipeline_class._get_signature_keys(pipeline_class)
         known |= {*modules, *options}
     for name in names:

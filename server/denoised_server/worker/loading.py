@@ -189,7 +189,7 @@ class Loader:
         index = _read_index(source.folder)
         class_name = str(index["_class_name"])
         self._sources.check_connected(source.folder)
-        families.check_overrides(spec.overrides, class_name, index)
+        families.check_overrides(spec.overrides, class_name, index, spec.task)
         pipeline_class = getattr(diffusers, class_name, None)
 
         def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
@@ -226,7 +226,7 @@ class Loader:
         check_cancelled: Callable[[], None],
     ) -> DiffusionPipeline:
         class_name = type(source.built).__name__
-        families.check_overrides(derivation.overrides, class_name, source.built.config)
+        families.check_overrides(derivation.overrides, class_name, source.built.config, derivation.task)
 
         def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
             given = overrides.arguments(derivation.overrides, ready)
