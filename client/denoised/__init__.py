@@ -36,6 +36,7 @@ from .errors import (
     TaskNotSupportedError,
     UnavailableError,
 )
+from .manifest import Manifest
 from .pipeline import Pipeline
 from .result import PipelineOutput, Timings
 from .stream import Stream
@@ -58,6 +59,7 @@ __all__ = [
     "InvalidRequestError",
     "LiveComponent",
     "LoadError",
+    "Manifest",
     "Memory",
     "Pipeline",
     "PipelineNotFoundError",

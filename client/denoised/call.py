@@ -38,12 +38,14 @@ class Call:
         quality: int | None,
         frames_per_second: float | None,
         adapters: Adapters | None,
+        embed_manifest: bool,
         loaded_adapters: Sequence[str],
         noise_scheduler: NoiseSchedulerLike | None,
         target: str,
     ) -> None:
         named = arguments.by_name([parameter.name for parameter in parameters], positional, keywords)
         self._output_type = _output_type(named.pop("output_type", _default_output_type(parameters)))
+        self._embeds_manifest = embed_manifest
         self._returns_dict = bool(named.pop("return_dict", True))
         self.callbacks = Callbacks(named)
         self._completed_steps = 0
@@ -100,6 +102,8 @@ class Call:
             raise InternalError("The daemon ended the generation without a summary.")
         arguments.set_generators(self._generators, self._summary.generators)
         output: PipelineOutput = assemble(self._outputs, self._summary, is_pil=self._output_type == "pil")
+        if self._embeds_manifest:
+            output.embed_manifest()
         return output if self._returns_dict else output.all_fields()
 
     def _report(self, pipeline: object, completed_steps: int) -> None:

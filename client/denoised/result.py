@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import media
+from . import manifest, media
+from .manifest import Manifest
 from .units import from_duration
 from .v1 import generation_service_pb2 as pb
 from .values import NDARRAY, Artifact, artifact_from_proto, from_proto
@@ -56,6 +57,7 @@ class PipelineOutput:
         seeds: What its random generators started from, one for the whole call or one per image. Empty when the caller
             gave generators.
         timings: Where the time went.
+        manifest: How they were made: enough to make them again.
     """
 
     images: Any
@@ -63,17 +65,21 @@ class PipelineOutput:
     audios: Any
     seeds: tuple[int, ...]
     timings: Timings
+    manifest: Manifest
 
-    def __init__(self, fields: dict[str, Any], *, seeds: tuple[int, ...], timings: Timings) -> None:
+    def __init__(self, fields: dict[str, Any], *, seeds: tuple[int, ...], timings: Timings, manifest: Manifest) -> None:
         self._fields = fields
         self.seeds = seeds
         self.timings = timings
+        self.manifest = manifest
 
     def __getattr__(self, name: str) -> Any:
         fields = self.__dict__.get("_fields", {})
         if name in fields:
             return fields[name]
-        raise AttributeError(f"The pipeline returned no {name!r}; there is " + ", ".join([*fields, "seeds", "timings"]))
+        raise AttributeError(
+            f"The pipeline returned no {name!r}; there is " + ", ".join([*fields, "seeds", "timings", "manifest"])
+        )
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
@@ -108,6 +114,12 @@ class PipelineOutput:
         """All fields, in order: what diffusers returns for `return_dict=False`."""
         return tuple(self._fields.values())
 
+    def embed_manifest(self) -> None:
+        """Has each PIL image write its manifest into the file that it is saved to."""
+        for name, value in self._fields.items():
+            if isinstance(value, list) and all(isinstance(item, Image.Image) for item in value):
+                self._fields[name] = [manifest.embed(item, self.manifest, index) for index, item in enumerate(value)]
+
     def _present(self) -> dict[str, Any]:
         return {name: value for name, value in self._fields.items() if value is not None}
 
@@ -137,7 +149,7 @@ def assemble(outputs: Sequence[pb.Output], summary: pb.Summary, *, is_pil: bool)
         joined_calls=summary.joined_call_count,
         max_joined=summary.max_joined_requests,
     )
-    return PipelineOutput(fields, seeds=tuple(summary.seeds), timings=timings)
+    return PipelineOutput(fields, seeds=tuple(summary.seeds), timings=timings, manifest=Manifest(summary.manifest))
 
 
 def _decode(output: pb.Output, *, is_pil: bool) -> tuple[Any, bool]:

@@ -20,7 +20,7 @@ from .channel import Channel
 from .executor import Executor
 from .gate import Gate
 from .handles import Handle
-from .messages import Finished, Generate, Output, Progress, Reply, StepEnd
+from .messages import Finished, Generate, Loaded, Output, Progress, Ready, Recipe, Reply, StepEnd
 from .observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -36,12 +36,23 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
+class Making:
+    """What outputs are made with and from: the pipeline as it was when the run began, and the worker."""
+
+    command: Generate
+    recipe: Recipe
+    loaded: Loaded
+    ready: Ready
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The generation is over. Times in seconds; no seeds where the caller sent generator states."""
 
     queue_seconds: float
     finished: Finished
     seeds: tuple[int, ...]
+    making: Making
 
 
 GenerationEvent = Queued | Progress | StepEnd | Output | Summary
@@ -91,7 +102,7 @@ class Generations:
     """Runs pipelines, no more on a worker at a time than its gate admits.
 
     `bring_back` returns with a handle's pipeline live on a worker, `missing` hears that the worker does not hold it
-    after all, and `changed` is called after any change.
+    after all, `changed` is called after any change, and `ready` says what a worker is.
     """
 
     def __init__(
@@ -101,6 +112,7 @@ class Generations:
         bring_back: Callable[[Handle], Awaitable[None]],
         missing: Callable[[Handle], None],
         changed: Callable[[], None],
+        ready: Callable[[str], Ready],
         observer: Observer,
         max_running: int,
         max_waiting: int,
@@ -110,6 +122,7 @@ class Generations:
         self._bring_back = bring_back
         self._missing = missing
         self._changed = changed
+        self._ready = ready
         self._observer = observer
         self._max_running = max_running
         self._max_waiting = max_waiting
@@ -228,6 +241,9 @@ class Generations:
     async def _relay(self, generation: _Generation, worker: str, command: Generate, queue_seconds: float) -> None:
         if command.timeout is not None:
             command = replace(command, timeout=command.timeout - queue_seconds)
+        handle = generation.handle
+        assert handle.loaded is not None, "what runs is on a worker"
+        making = Making(command, handle.recipe, handle.loaded, self._ready(worker))
         async with aclosing(self._executor.submit(worker, command)) as events:
             async for event in events:
                 generation.has_begun = True
@@ -242,7 +258,7 @@ class Generations:
                         generation.asking = worker
                         generation.events.put(event)
                     case Finished():
-                        generation.events.put(Summary(queue_seconds, event, command.seeds))
+                        generation.events.put(Summary(queue_seconds, event, command.seeds, making))
                     case _:
                         raise InternalError(f"{worker} answered a Generate with a {type(event).__name__}.")
 

@@ -371,7 +371,9 @@ class Finished:
     """A generation ended; times in seconds.
 
     `generators` are the advanced states, where states were sent; `fields` what the pipeline returned beside media, and
-    `field_names` all that it returned, in order.
+    `field_names` all that it returned, in order. For the manifest: `noise_scheduler` where the request brought one,
+    `media` the kind and digest of each image or tensor by its place among the arguments, `adapter_digests` those of the
+    files that the request named, in its order.
     """
 
     run_seconds: float
@@ -383,6 +385,9 @@ class Finished:
     generators: tuple[tuple[str, bytes], ...] = ()
     fields: Mapping[str, Plain] = field(default_factory=dict)
     field_names: tuple[str, ...] = ()
+    noise_scheduler: NoiseScheduler | None = None
+    media: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    adapter_digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

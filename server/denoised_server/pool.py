@@ -100,6 +100,7 @@ class Pool:
             bring_back=self._bring_back,
             missing=self._miss,
             changed=self._changed,
+            ready=lambda worker: self._supervisor.workers[worker].ready,
             observer=self._observer,
             max_running=max_running,
             max_waiting=max_waiting,

@@ -8,17 +8,20 @@ from weakref import WeakKeyDictionary
 
 from denoised.errors import InternalError
 from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2, worker_service_pb2
-from denoised.values import DTYPES, Plain, artifact_to_proto, to_proto
+from denoised.values import DTYPES, Artifact, Plain, artifact_to_proto, to_proto
+from denoised.version import __version__
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from . import callers, overrides
-from .generations import GenerationEvent, Queued, Summary
+from .generations import GenerationEvent, Making, Queued, Summary
 from .handles import State
 from .messages import (
+    Adapter,
     AdapterCall,
     AdapterSource,
     Component,
     Derivation,
+    Finished,
     Loaded,
     LoadedAdapter,
     LoadProgress,
@@ -261,15 +264,18 @@ def _noise_scheduler(scheduler: NoiseScheduler | None) -> artifact_pb2.NoiseSche
 
 
 def _component(view: ComponentView) -> pipeline_service_pb2.Component:
-    part: Component = view.component
+    message = _part(view.component)
+    message.sharer_count, message.residency = view.sharer_count, RESIDENCIES[view.residency]
+    return message
+
+
+def _part(part: Component) -> pipeline_service_pb2.Component:
     return pipeline_service_pb2.Component(
         role=part.role,
         class_name=part.class_name,
         digest=part.digest,
         weight_bytes=part.weight_bytes,
         dtype=DTYPES.get(part.dtype, artifact_pb2.DATA_TYPE_UNSPECIFIED),
-        sharer_count=view.sharer_count,
-        residency=RESIDENCIES[view.residency],
     )
 
 
@@ -296,7 +302,61 @@ def _summary(summary: Summary) -> generation_service_pb2.Summary:
         ],
         fields={name: to_proto(value) for name, value in finished.fields.items()},
         field_names=finished.field_names,
+        manifest=_manifest(summary.making, finished),
     )
+
+
+def _manifest(making: Making, finished: Finished) -> generation_service_pb2.Manifest:
+    command, loaded = making.command, making.loaded
+    device_kind = making.ready.device.partition(":")[0]
+    manifest = generation_service_pb2.Manifest(
+        pipeline_class=loaded.pipeline_class,
+        spec=_spec(making.recipe.spec),
+        derivations=[_derivation(step) for step in making.recipe.derivations],
+        settings=_settings(making.recipe.settings),
+        components=[_part(part) for part in loaded.components if part.digest],
+        noise_scheduler=_noise_scheduler(finished.noise_scheduler or loaded.noise_scheduler),
+        arguments={name: to_proto(_without_media(value)) for name, value in command.arguments.items()},
+        media={
+            place: generation_service_pb2.MediaDigest(kind=kind, digest=digest)
+            for place, (kind, digest) in finished.media.items()
+        },
+        seeds=command.seeds,
+        generators=[
+            generation_service_pb2.Generator(device=device, state=state) for device, state in command.generators
+        ],
+        generator_device=command.generators[0][0] if command.generators else "cpu",
+        loaded_adapters=[_loaded_adapter(adapter) for adapter in loaded.adapters],
+        adapter_digests=finished.adapter_digests,
+        joined=finished.joined_calls > 0,
+        output_type=command.output_type,
+        device_kind=device_kind,
+        device_name=making.ready.device_name,
+        version=__version__,
+        library_versions=making.ready.library_versions,
+    )
+    if command.adapters is not None:
+        manifest.adapters.SetInParent()
+        manifest.adapters.adapters.extend(_adapter(adapter) for adapter in command.adapters)
+    return manifest
+
+
+def _adapter(adapter: Adapter) -> adapter_pb2.Adapter:
+    scale = to_proto(adapter.scale)
+    if adapter.source is None:
+        return adapter_pb2.Adapter(name=adapter.name, scale=scale)
+    return adapter_pb2.Adapter(source=_adapter_source(adapter.source), scale=scale)
+
+
+def _without_media(value: Plain) -> Plain:
+    match value:
+        case Artifact():
+            return None
+        case list() | tuple():
+            return [_without_media(item) for item in value]
+        case Mapping():
+            return {key: _without_media(item) for key, item in value.items()}
+    return value
 
 
 def _memory(snapshot: Snapshot, shared_saved_bytes: int) -> worker_service_pb2.DeviceMemory:

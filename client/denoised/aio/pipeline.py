@@ -79,6 +79,7 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         frames_per_second: float | None = ...,
         adapters: Adapters | None = ...,
         noise_scheduler: NoiseSchedulerLike | None = ...,
+        embed_manifest: bool = ...,
         return_dict: Literal[True] = ...,
         **kwargs: Any,
     ) -> PipelineOutput: ...
@@ -127,6 +128,7 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         frames_per_second: float | None = None,
         adapters: Adapters | None = None,
         noise_scheduler: NoiseSchedulerLike | None = None,
+        embed_manifest: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Runs the pipeline.
@@ -158,6 +160,8 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
             adapters: LoRAs for this call in place of those of the pipeline: `denoised.Adapter`s, names of loaded ones,
                 or names with their scales. An empty list switches the pipeline's off.
             noise_scheduler: For this call alone, as for `set_scheduler`. Defaults to the pipeline's.
+            embed_manifest: Whether images of output type "pil" are saved with how they were made: as PNG, JPEG or
+                WebP, for `denoised reproduce`.
             **kwargs: Arguments by name.
 
         Returns:
@@ -182,6 +186,7 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
             quality=quality,
             frames_per_second=frames_per_second,
             adapters=adapters,
+            embed_manifest=embed_manifest,
             loaded_adapters=[loaded.name for loaded in self._info.adapters],
             noise_scheduler=noise_scheduler,
             target=self._client.target,

@@ -124,6 +124,14 @@ def generate(
     priority: Annotated[
         int, typer.Option(min=-100, max=100, help="Higher runs earlier.", rich_help_panel="Running")
     ] = 0,
+    embed_manifest: Annotated[
+        bool,
+        typer.Option(
+            "--embed-manifest",
+            help="Write into PNG, JPEG and WebP how they were made, for denoised reproduce.",
+            rich_help_panel="Running",
+        ),
+    ] = False,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds it may take, waiting included.", rich_help_panel="Running")
     ] = None,
@@ -175,6 +183,7 @@ def generate(
             adapters=parse_adapters(lora),
             media_type=MEDIA_TYPES.get(output.suffix.lower(), ""),
             frames_per_second=fps,
+            embed_manifest=embed_manifest,
             **arguments,
         )
     written = _write(result, output)

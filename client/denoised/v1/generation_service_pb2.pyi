@@ -7,6 +7,7 @@ import builtins
 import collections.abc
 import denoised.v1.adapter_pb2
 import denoised.v1.artifact_pb2
+import denoised.v1.pipeline_service_pb2
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
@@ -798,6 +799,7 @@ class Summary(google.protobuf.message.Message):
     GENERATORS_FIELD_NUMBER: builtins.int
     FIELDS_FIELD_NUMBER: builtins.int
     FIELD_NAMES_FIELD_NUMBER: builtins.int
+    MANIFEST_FIELD_NUMBER: builtins.int
     call_count: builtins.int
     """Component calls it made."""
     joined_call_count: builtins.int
@@ -836,6 +838,10 @@ class Summary(google.protobuf.message.Message):
     def field_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of all its fields, media included, in diffusers' order: what `return_dict=False` makes a tuple of."""
 
+    @property
+    def manifest(self) -> global___Manifest:
+        """How the outputs were made."""
+
     def __init__(
         self,
         *,
@@ -850,8 +856,206 @@ class Summary(google.protobuf.message.Message):
         generators: collections.abc.Iterable[global___Generator] | None = ...,
         fields: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
         field_names: collections.abc.Iterable[builtins.str] | None = ...,
+        manifest: global___Manifest | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["device_duration", b"device_duration", "encode_duration", b"encode_duration", "queue_duration", b"queue_duration", "run_duration", b"run_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "max_joined_requests", b"max_joined_requests", "queue_duration", b"queue_duration", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["device_duration", b"device_duration", "encode_duration", b"encode_duration", "manifest", b"manifest", "queue_duration", b"queue_duration", "run_duration", b"run_duration"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "manifest", b"manifest", "max_joined_requests", b"max_joined_requests", "queue_duration", b"queue_duration", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
 
 global___Summary = Summary
+
+@typing.final
+class Manifest(google.protobuf.message.Message):
+    """How the outputs of a generation were made: enough to make them again, and to say what differs when that fails."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ArgumentsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class MediaEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> global___MediaDigest: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: global___MediaDigest | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class LibraryVersionsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PIPELINE_CLASS_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
+    DERIVATIONS_FIELD_NUMBER: builtins.int
+    SETTINGS_FIELD_NUMBER: builtins.int
+    COMPONENTS_FIELD_NUMBER: builtins.int
+    NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    MEDIA_FIELD_NUMBER: builtins.int
+    SEEDS_FIELD_NUMBER: builtins.int
+    GENERATORS_FIELD_NUMBER: builtins.int
+    GENERATOR_DEVICE_FIELD_NUMBER: builtins.int
+    LOADED_ADAPTERS_FIELD_NUMBER: builtins.int
+    ADAPTERS_FIELD_NUMBER: builtins.int
+    ADAPTER_DIGESTS_FIELD_NUMBER: builtins.int
+    JOINED_FIELD_NUMBER: builtins.int
+    OUTPUT_TYPE_FIELD_NUMBER: builtins.int
+    DEVICE_KIND_FIELD_NUMBER: builtins.int
+    DEVICE_NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    LIBRARY_VERSIONS_FIELD_NUMBER: builtins.int
+    pipeline_class: builtins.str
+    """Name of the diffusers class."""
+    generator_device: builtins.str
+    """Kind of device that the random numbers were drawn on: "cpu" or "cuda"."""
+    joined: builtins.bool
+    """Whether any of its component calls was joined with those of other requests: outputs then differ by rounding from
+    those of a run alone.
+    """
+    output_type: builtins.str
+    """diffusers' `output_type`."""
+    device_kind: builtins.str
+    """Kind of device that it ran on: "cpu" or "cuda"."""
+    device_name: builtins.str
+    """Model of the device, such as "NVIDIA H200"."""
+    version: builtins.str
+    """Version of denoised."""
+    @property
+    def spec(self) -> denoised.v1.pipeline_service_pb2.PipelineSpec:
+        """What was loaded, with the commit that its revision named."""
+
+    @property
+    def derivations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[denoised.v1.pipeline_service_pb2.Derivation]:
+        """What was derived from it, in order."""
+
+    @property
+    def settings(self) -> denoised.v1.pipeline_service_pb2.PipelineSettings:
+        """What was set on the pipeline."""
+
+    @property
+    def components(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[denoised.v1.pipeline_service_pb2.Component]:
+        """Its parts, with their digests."""
+
+    @property
+    def noise_scheduler(self) -> denoised.v1.artifact_pb2.NoiseScheduler:
+        """The noise scheduler that was used, with its whole configuration. Unset for a pipeline that has none."""
+
+    @property
+    def arguments(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """Arguments of the pipeline's `__call__`, by their Python names. Images and tensors are null and described in `media`."""
+
+    @property
+    def media(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___MediaDigest]:
+        """Images, tensors and arrays among the arguments, by name: "image", "control_image[0]"."""
+
+    @property
+    def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Seeds of its random generators, as in Sampling. Empty when the caller sent generator states."""
+
+    @property
+    def generators(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Generator]:
+        """Generator states before the call; only when the caller sent states."""
+
+    @property
+    def loaded_adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[denoised.v1.adapter_pb2.LoadedAdapter]:
+        """The LoRAs that the pipeline had loaded."""
+
+    @property
+    def adapters(self) -> denoised.v1.adapter_pb2.AdapterSelection:
+        """The LoRAs that the request asked for in their place. Unset when it left the pipeline's in force."""
+
+    @property
+    def adapter_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """SHA-256 of the files of `adapters`, hexadecimal, in the same order."""
+
+    @property
+    def library_versions(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Versions of the libraries that decide what comes out, by name."""
+
+    def __init__(
+        self,
+        *,
+        pipeline_class: builtins.str = ...,
+        spec: denoised.v1.pipeline_service_pb2.PipelineSpec | None = ...,
+        derivations: collections.abc.Iterable[denoised.v1.pipeline_service_pb2.Derivation] | None = ...,
+        settings: denoised.v1.pipeline_service_pb2.PipelineSettings | None = ...,
+        components: collections.abc.Iterable[denoised.v1.pipeline_service_pb2.Component] | None = ...,
+        noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
+        arguments: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
+        media: collections.abc.Mapping[builtins.str, global___MediaDigest] | None = ...,
+        seeds: collections.abc.Iterable[builtins.int] | None = ...,
+        generators: collections.abc.Iterable[global___Generator] | None = ...,
+        generator_device: builtins.str = ...,
+        loaded_adapters: collections.abc.Iterable[denoised.v1.adapter_pb2.LoadedAdapter] | None = ...,
+        adapters: denoised.v1.adapter_pb2.AdapterSelection | None = ...,
+        adapter_digests: collections.abc.Iterable[builtins.str] | None = ...,
+        joined: builtins.bool = ...,
+        output_type: builtins.str = ...,
+        device_kind: builtins.str = ...,
+        device_name: builtins.str = ...,
+        version: builtins.str = ...,
+        library_versions: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter_digests", b"adapter_digests", "adapters", b"adapters", "arguments", b"arguments", "components", b"components", "derivations", b"derivations", "device_kind", b"device_kind", "device_name", b"device_name", "generator_device", b"generator_device", "generators", b"generators", "joined", b"joined", "library_versions", b"library_versions", "loaded_adapters", b"loaded_adapters", "media", b"media", "noise_scheduler", b"noise_scheduler", "output_type", b"output_type", "pipeline_class", b"pipeline_class", "seeds", b"seeds", "settings", b"settings", "spec", b"spec", "version", b"version"]) -> None: ...
+
+global___Manifest = Manifest
+
+@typing.final
+class MediaDigest(google.protobuf.message.Message):
+    """What identifies an image, a tensor or an array."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """What it was: "image", "tensor" or "ndarray"."""
+    digest: builtins.str
+    """SHA-256 of its mode or element type, its shape and its elements row by row, hexadecimal; whatever file it came from."""
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "kind", b"kind"]) -> None: ...
+
+global___MediaDigest = MediaDigest

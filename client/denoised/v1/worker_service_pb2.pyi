@@ -369,7 +369,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     """Most generations that may wait for one worker."""
     @property
     def library_versions(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Versions of the libraries that decide what comes out, by name: "diffusers", "torch", "transformers"."""
+        """Versions of the libraries that decide what comes out, by name: "diffusers", "peft", "torch", "transformers"."""
 
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:

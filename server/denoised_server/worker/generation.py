@@ -23,12 +23,13 @@ from denoised.errors import (
     InvalidFieldError,
     PipelineRejectedError,
 )
+from denoised.fingerprint import fingerprints
 from denoised.values import Artifact, Plain
-from denoised_server.messages import Finished, Generate, Output, Progress, StepEnd
+from denoised_server.messages import Finished, Generate, NoiseScheduler, Output, Progress, StepEnd
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from . import features, prompt_encoding, recordings
+from . import features, noise_schedulers, prompt_encoding, recordings
 from .batches import Costs
 from .callbacks import Callbacks
 from .observations import Observations
@@ -139,8 +140,11 @@ class Generation:
         emit: Callable[[Progress | StepEnd], None],
         step_seconds: Observations,
         enabled: Mapping[str, Mapping[str, Plain]],
+        adapter_digests: tuple[str, ...] = (),
     ) -> None:
         self._command, self._pipeline, self._device, self._enabled = command, pipeline, device, enabled
+        self._adapter_digests = adapter_digests
+        self._media: dict[str, tuple[str, str]] = {}
         self._callbacks = Callbacks(command.callbacks, pipeline, emit)
         self._steps = Steps(emit, step_seconds, command.progress_interval, self._step_ended)
         self._view = pipeline
@@ -156,6 +160,7 @@ class Generation:
             self._arguments = prompt_encoding.arguments(self._pipeline, arguments, self._device)
             return
         _check_mask(arguments)
+        self._media = fingerprints(arguments)
         self._generators = list(self._make_generators())
         generator: Any = self._generators
         if len(self._generators) == 1:
@@ -231,6 +236,9 @@ class Generation:
             generators=self._advanced(),
             fields=fields,
             field_names=tuple(returned),
+            noise_scheduler=self._noise_scheduler(),
+            media=self._media,
+            adapter_digests=self._adapter_digests,
         )
 
     def _packed(self, image: Image.Image) -> Artifact:
@@ -246,6 +254,12 @@ class Generation:
             if rate is None and name in parameters:
                 rate = self._arguments.get(name, parameters[name].default)
         return recordings.videos(value, rate if isinstance(rate, int | float) else recordings.FRAMES_PER_SECOND)
+
+    def _noise_scheduler(self) -> NoiseScheduler | None:
+        """That of the request, where it brought one: with its whole configuration."""
+        if self._command.noise_scheduler is None:
+            return None
+        return noise_schedulers.describe(self._pipeline.scheduler)
 
     def _advanced(self) -> tuple[tuple[str, bytes], ...]:
         """Advanced states of the generators that the caller sent."""

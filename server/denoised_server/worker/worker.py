@@ -64,7 +64,7 @@ from .sources import EMBEDDED, Sources
 logger = logging.getLogger(__name__)
 
 # What decides the bits of an output.
-LIBRARIES = ("diffusers", "torch", "transformers")
+LIBRARIES = ("diffusers", "peft", "torch", "transformers")
 # Seconds.
 RELEASE_PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -288,8 +288,8 @@ class Worker:
             if command.noise_scheduler is not None:
                 with self._construction.turn():
                     pipeline = with_noise_scheduler(pipeline, command.noise_scheduler)
-            enabled = self._find(command.pipeline).settings.features
-            generation = Generation(command, pipeline, self._device, task.emit, self._step_seconds, enabled)
+            enabled, digests = self._find(command.pipeline).settings.features, self._adapter_digests(command)
+            generation = Generation(command, pipeline, self._device, task.emit, self._step_seconds, enabled, digests)
             generation.prepare()
         except BaseException as raised:
             error = _bare(raised if isinstance(raised, Cancelled) else failure(raised))
@@ -331,6 +331,14 @@ class Worker:
             if request is not None:
                 self._engine.wake(request, Answer(command))
         return ()
+
+    def _adapter_digests(self, command: Generate) -> tuple[str, ...]:
+        """Those of the files that the request's adapters are in."""
+        known = {lora.name: lora.file.digest for lora in self._find(command.pipeline).adaptation.loras}
+        return tuple(
+            known[adapter.name] if adapter.source is None else self._adapters.find(adapter.source).digest
+            for adapter in command.adapters or ()
+        )
 
     def _finish(self, task: _Task, generation: Generation, request: Request, outcome: Outcome) -> None:
         """On the engine's thread: encodes what came out there only where that takes less than waking another."""
