@@ -28,6 +28,7 @@ from .channel import (
 )
 from .conversation import Conversation
 from .errors import DenoisedError
+from .manifest import Manifest
 from .pipeline import Pipeline
 from .stream import Stream
 from .units import Ttl, to_duration
@@ -169,19 +170,7 @@ class Client:
             request_id=request_id,
             shared=shared,
         )
-        stream: Stream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
-            lambda stubs: stubs.pipelines.LoadPipeline, request, self._limit(timeout)
-        )
-        info: pipeline_service_pb2.Pipeline | None = None
-        with contextlib.closing(iter(stream)) as events:
-            for event in events:
-                if event.HasField("pipeline"):
-                    info = event.pipeline
-                elif on_progress is not None:
-                    on_progress(event.progress)
-        if info is None:
-            raise DenoisedError("The daemon ended the load without a pipeline.")
-        return self._pipeline(info)
+        return self._load(request, timeout, on_progress)
 
     def derive(
         self,
@@ -225,6 +214,30 @@ class Client:
             lambda stubs: stubs.pipelines.DerivePipeline, request, timeout
         )
         return self._pipeline(response.pipeline)
+
+    def restore(self, manifest: Manifest, *, timeout: float | None = None) -> Pipeline:
+        """A pipeline as it was when it made something: loaded, derived, and with the same settings and adapters.
+
+        Args:
+            manifest: What `result.manifest` or the picture says.
+            timeout: Seconds that each step may take.
+
+        Raises:
+            LoadError: The weights are not there any more.
+        """
+        message = manifest.message
+        pipe = self._load(pipeline_service_pb2.LoadPipelineRequest(spec=message.spec), timeout)
+        for step in message.derivations:
+            request = pipeline_service_pb2.DerivePipelineRequest(source=pipe.name, derivation=step)
+            response: pipeline_service_pb2.DerivePipelineResponse = self._call(
+                lambda stubs: stubs.pipelines.DerivePipeline, request, timeout
+            )
+            pipe.unload()
+            pipe = self._pipeline(response.pipeline)
+        names = [field.name for field, _ in message.settings.ListFields()]
+        if names:
+            pipe = self._pipeline(self.update(pipe.name, message.settings, names))
+        return pipe
 
     def pipeline(self, name: str) -> Pipeline:
         """The live pipeline of that name, "pipelines/{id}" or the id alone.
@@ -396,6 +409,26 @@ class Client:
         return response
 
     # Calls
+
+    def _load(
+        self,
+        request: pipeline_service_pb2.LoadPipelineRequest,
+        timeout: float | None,
+        on_progress: Callable[[pipeline_service_pb2.LoadProgress], object] | None = None,
+    ) -> Pipeline:
+        stream: Stream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
+            lambda stubs: stubs.pipelines.LoadPipeline, request, self._limit(timeout)
+        )
+        info: pipeline_service_pb2.Pipeline | None = None
+        with contextlib.closing(iter(stream)) as events:
+            for event in events:
+                if event.HasField("pipeline"):
+                    info = event.pipeline
+                elif on_progress is not None:
+                    on_progress(event.progress)
+        if info is None:
+            raise DenoisedError("The daemon ended the load without a pipeline.")
+        return self._pipeline(info)
 
     def _pipeline(self, info: pipeline_service_pb2.Pipeline) -> Pipeline:
         if info.worker and info.worker not in self._devices:

@@ -319,7 +319,8 @@ async def test_a_generation_streams_steps_output_and_a_summary(pool: Pool) -> No
     events = await generate(pool, view.name, seeds=(7,))
     assert events[:3] == [Progress(1, 3), Progress(2, 3), Progress(3, 3)]
     assert isinstance(events[3], Output)
-    assert events[4] == Summary(events[4].queue_seconds, events[4].finished, (7,))
+    assert events[4] == Summary(events[4].queue_seconds, events[4].finished, (7,), events[4].making)
+    assert events[4].making.command.seeds == (7,)
     assert len(events) == 5
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from denoised import media, values
+from denoised.manifest import Manifest
 from denoised.result import PipelineOutput, Timings, assemble
 from denoised.v1 import generation_service_pb2 as pb
 from PIL import Image
 
 TIMINGS = Timings(0, 0, 0, 0, 0, 0, 0)
+MANIFEST = Manifest(pb.Manifest())
 
 
 def output(field: str, index: int, artifact: values.Artifact) -> pb.Output:
@@ -42,7 +44,9 @@ def test_an_array_is_the_whole_field() -> None:
 
 
 def test_it_is_read_like_an_output_of_diffusers() -> None:
-    result = PipelineOutput({"images": [1, 2], "nsfw": None, "flags": [False]}, seeds=(7,), timings=TIMINGS)
+    result = PipelineOutput(
+        {"images": [1, 2], "nsfw": None, "flags": [False]}, seeds=(7,), timings=TIMINGS, manifest=MANIFEST
+    )
     assert result.images == result["images"] == result[0] == [1, 2]
     assert result.nsfw is None
     assert list(result) == ["images", "flags"]
@@ -52,6 +56,6 @@ def test_it_is_read_like_an_output_of_diffusers() -> None:
 
 
 def test_a_missing_field_names_those_there_are() -> None:
-    result = PipelineOutput({"images": []}, seeds=(), timings=TIMINGS)
-    with pytest.raises(AttributeError, match="no 'image'; there is images, seeds, timings"):
+    result = PipelineOutput({"images": []}, seeds=(), timings=TIMINGS, manifest=MANIFEST)
+    with pytest.raises(AttributeError, match="no 'image'; there is images, seeds, timings, manifest"):
         _ = result.image

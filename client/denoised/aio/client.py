@@ -27,6 +27,7 @@ from ..channel import (
     resolve_target,
 )
 from ..errors import DenoisedError
+from ..manifest import Manifest
 from ..units import Ttl, to_duration
 from ..v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from .conversation import AsyncConversation
@@ -169,19 +170,7 @@ class AsyncClient:
             request_id=request_id,
             shared=shared,
         )
-        stream: AsyncStream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
-            lambda stubs: stubs.pipelines.LoadPipeline, request, self._limit(timeout)
-        )
-        info: pipeline_service_pb2.Pipeline | None = None
-        async with contextlib.aclosing(aiter(stream)) as events:
-            async for event in events:
-                if event.HasField("pipeline"):
-                    info = event.pipeline
-                elif on_progress is not None:
-                    on_progress(event.progress)
-        if info is None:
-            raise DenoisedError("The daemon ended the load without a pipeline.")
-        return await self._pipeline(info)
+        return await self._load(request, timeout, on_progress)
 
     async def derive(
         self,
@@ -225,6 +214,30 @@ class AsyncClient:
             lambda stubs: stubs.pipelines.DerivePipeline, request, timeout
         )
         return await self._pipeline(response.pipeline)
+
+    async def restore(self, manifest: Manifest, *, timeout: float | None = None) -> AsyncPipeline:
+        """A pipeline as it was when it made something: loaded, derived, and with the same settings and adapters.
+
+        Args:
+            manifest: What `result.manifest` or the picture says.
+            timeout: Seconds that each step may take.
+
+        Raises:
+            LoadError: The weights are not there any more.
+        """
+        message = manifest.message
+        pipe = await self._load(pipeline_service_pb2.LoadPipelineRequest(spec=message.spec), timeout)
+        for step in message.derivations:
+            request = pipeline_service_pb2.DerivePipelineRequest(source=pipe.name, derivation=step)
+            response: pipeline_service_pb2.DerivePipelineResponse = await self._call(
+                lambda stubs: stubs.pipelines.DerivePipeline, request, timeout
+            )
+            await pipe.unload()
+            pipe = await self._pipeline(response.pipeline)
+        names = [field.name for field, _ in message.settings.ListFields()]
+        if names:
+            pipe = await self._pipeline(await self.update(pipe.name, message.settings, names))
+        return pipe
 
     async def pipeline(self, name: str) -> AsyncPipeline:
         """The live pipeline of that name, "pipelines/{id}" or the id alone.
@@ -398,6 +411,26 @@ class AsyncClient:
         return response
 
     # Calls
+
+    async def _load(
+        self,
+        request: pipeline_service_pb2.LoadPipelineRequest,
+        timeout: float | None,
+        on_progress: Callable[[pipeline_service_pb2.LoadProgress], object] | None = None,
+    ) -> AsyncPipeline:
+        stream: AsyncStream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
+            lambda stubs: stubs.pipelines.LoadPipeline, request, self._limit(timeout)
+        )
+        info: pipeline_service_pb2.Pipeline | None = None
+        async with contextlib.aclosing(aiter(stream)) as events:
+            async for event in events:
+                if event.HasField("pipeline"):
+                    info = event.pipeline
+                elif on_progress is not None:
+                    on_progress(event.progress)
+        if info is None:
+            raise DenoisedError("The daemon ended the load without a pipeline.")
+        return await self._pipeline(info)
 
     async def _pipeline(self, info: pipeline_service_pb2.Pipeline) -> AsyncPipeline:
         if info.worker and info.worker not in self._devices:

@@ -10,6 +10,7 @@ from ..version import __version__
 from .generate import generate
 from .options import EXIT_CODES, Commands, connecting
 from .pipelines import derive, load, ps, unload
+from .reproduce import reproduce
 from .serve import serve
 from .token import token
 from .workers import workers
@@ -64,5 +65,6 @@ app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(derive))
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(ps))
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(unload))
 app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(connecting(generate))
+app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(connecting(reproduce))
 
 __all__ = ["app"]

@@ -155,8 +155,8 @@ def generate(
     arguments: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
-        "image": image and _read(image),
-        "mask_image": mask and _read(mask),
+        "image": image and open_image(image),
+        "mask_image": mask and open_image(mask),
         "video": video and Artifact("video/mp4", video.read_bytes()),
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
@@ -196,7 +196,8 @@ def generate(
         _tell(result, written)
 
 
-def _read(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """Raises DenoisedError for what is none."""
     try:
         picture = Image.open(path)
         picture.load()
