@@ -21,11 +21,21 @@ from denoised.errors import (
     InvalidRequestError,
     WorkerLostError,
 )
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from PIL import Image
 
-from tests import adapter_files
+from tests import adapter_files, checkpoints
 from tests.daemon import Daemon
+
+from .checkpoints import encoders, tokenizers
+from .checkpoints.weights import filled
 
 TOLERANCE = 1e-4
 ASKED: dict[str, Any] = {"num_inference_steps": 4, "height": 64, "width": 64, "output_type": "np"}
@@ -311,3 +321,90 @@ def test_adapters_survive_the_worker(tmp_path: Path, sd_checkpoint: Path, checkp
         np.testing.assert_array_equal(pipe("a", seed=1, batching="forbid", **ASKED).images, before)
         np.testing.assert_array_equal(before, expected_named(sd_checkpoint, loras, {"a": 0.5}, "a", 1))
         assert pipe.refresh().get_active_adapters() == ["first"]
+
+
+@pytest.fixture(scope="module")
+def flux_checkpoint(checkpoint_dir: Path) -> Path:
+    torch.manual_seed(0)
+    clip, t5 = tokenizers.clip(), tokenizers.t5()
+    folder = checkpoint_dir / "flux"
+    FluxPipeline(
+        transformer=filled(
+            FluxTransformer2DModel(
+                patch_size=1,
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=32,
+                axes_dims_rope=(4, 4, 8),
+            )
+        ),
+        text_encoder=encoders.clip_text(clip),
+        text_encoder_2=encoders.t5(t5),
+        tokenizer=clip,
+        tokenizer_2=t5,
+        vae=checkpoints.tiny_vae(shift_factor=0.1, scaling_factor=1.5),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_loras_of_a_transformer(daemon: Daemon, flux_checkpoint: Path, checkpoint_dir: Path) -> None:
+    pipe = FluxPipeline.from_pretrained(flux_checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    folder = checkpoint_dir / "flux-loras"
+    adapter_files.lora(folder / "a.safetensors", transformer=pipe.transformer, text_encoder=pipe.text_encoder)
+    adapter_files.lora(folder / "b.safetensors", transformer=pipe.transformer, seed=1, names=["ff.net.2"])
+    with (
+        daemon.client() as client,
+        denoised.AutoPipelineForText2Image.from_pretrained(flux_checkpoint, client=client) as remote,
+    ):
+        asked: dict[str, Any] = {"max_sequence_length": 16}
+        before = remote("a", seed=1, batching="forbid", **ASKED, **asked).images
+        for_one_call = remote(
+            "a cat 1",
+            seed=1,
+            adapters=[Adapter(folder, 0.5, weight_name="b.safetensors"), Adapter(folder, weight_name="a.safetensors")],
+            batching="forbid",
+            **ASKED,
+            **asked,
+        ).images
+        steps: list[Steps] = [
+            load(folder, "a", adapter_name="first"),
+            lambda pipe: (
+                pipe.load_lora_weights(folder, weight_name="b.safetensors", adapter_name="second"),
+                pipe.set_adapters(["second", "first"], [0.5, 1.0]),
+            ),
+        ]
+        same(steps, remote, pipe, **asked)
+        here = pipe("a cat 1", generator=seeded(1), **ASKED, **asked).images
+        np.testing.assert_array_equal(for_one_call, here)
+        fusing: list[Steps] = [lambda pipe: pipe.fuse_lora(), lambda pipe: pipe.unload_lora_weights()]
+        same(fusing, remote, pipe, **asked)
+        with denoised.AutoPipelineForText2Image.from_pretrained(flux_checkpoint, client=client) as other:
+            np.testing.assert_array_equal(other("a", seed=1, batching="forbid", **ASKED, **asked).images, before)
+
+
+def test_textual_inversion_of_the_second_text_encoder(
+    daemon: Daemon, sdxl_checkpoint: Path, checkpoint_dir: Path
+) -> None:
+    folder = checkpoint_dir / "xl-inversions"
+    adapter_files.textual_inversion(folder / "thing.safetensors", "<thing>")
+    pipe = StableDiffusionXLPipeline.from_pretrained(sdxl_checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    with (
+        daemon.client() as client,
+        denoised.AutoPipelineForText2Image.from_pretrained(sdxl_checkpoint, client=client) as remote,
+    ):
+        asked: dict[str, Any] = {"prompt": "a <thing>", "prompt_2": "one <thing>"}
+        same([lambda pipe: None], remote, pipe, **asked)
+        pipe.load_textual_inversion(
+            folder, weight_name="thing.safetensors", tokenizer=pipe.tokenizer_2, text_encoder=pipe.text_encoder_2
+        )
+        remote.load_textual_inversion(
+            folder, weight_name="thing.safetensors", tokenizer="tokenizer_2", text_encoder="text_encoder_2"
+        )
+        same([lambda pipe: None], remote, pipe, **asked)

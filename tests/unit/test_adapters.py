@@ -15,6 +15,7 @@ from denoised.errors import (
     AdapterNotFoundError,
     DamagedWeightsError,
     InvalidFieldError,
+    NoRoomError,
     RepoNotFoundError,
     SourceNotAllowedError,
 )
@@ -22,7 +23,7 @@ from denoised_server.messages import Adapter, AdapterSource
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from tests import adapter_files
+from tests import adapter_files, checkpoints
 from tests.unit.worker_driver import Driver, finished, images
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64}
@@ -195,6 +196,26 @@ def test_what_is_idle_goes_before_the_budget_is_passed(checkpoint_dir: Path, sd_
         for name in "abcab":
             driver.generate("pipelines/a", **request(0), adapters=(adapter(loras, name),)).result()
             assert driver.snapshot().weight_bytes <= budget
+    finally:
+        driver.close()
+
+
+def test_idle_adapters_make_room_for_pipelines(checkpoint_dir: Path, sd_checkpoint: Path, loras: Path) -> None:
+    other = checkpoints.stable_diffusion(checkpoint_dir / "other-unet", seed=7)
+    measured = Driver(checkpoint_dir)
+    for name, folder in (("a", sd_checkpoint), ("b", other)):
+        measured.load(f"pipelines/{name}", folder)
+    budget = measured.snapshot().weight_bytes + 1000
+    measured.close()
+    driver = Driver(checkpoint_dir, budget=budget)
+    try:
+        driver.load("pipelines/a", sd_checkpoint)
+        driver.generate("pipelines/a", **request(0), adapters=(adapter(loras, "a"),)).result()
+        driver.load("pipelines/b", other)
+        assert not [part for part in driver.snapshot().components if part.class_name == "LoRA"]
+        with pytest.raises(NoRoomError):
+            driver.generate("pipelines/a", **request(0), adapters=(adapter(loras, "a"),)).result()
+        assert driver.snapshot().weight_bytes == budget - 1000
     finally:
         driver.close()
 

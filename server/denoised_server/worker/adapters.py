@@ -30,7 +30,7 @@ from . import ip_adapter, seam
 from .adaptation import Adaptation, File, Step
 from .components import ComponentStore, dtype_name, to_device
 from .construction import Construction
-from .ledger import Ledger
+from .ledger import Ledger, Plan
 from .quotation import quote
 from .sources import Sources
 from .twins import IDENTITY, Fresh, Untouched, twin
@@ -273,22 +273,30 @@ class AdapterStore:
             measured[identity] = self._store.add(identity, container, user).weight_bytes
         return (identity,)
 
-    def _reserve(self, identity: str, size: int, adapted: Adapted) -> int:
+    def plan(self, components: Mapping[str, int]) -> Plan:
+        """As the ledger plans, once idle adapters have made room where there was none."""
         try:
-            return self._ledger.reserve(self._ledger.plan({identity: size}))
+            return self._ledger.plan(components)
         except NoRoomError:
-            with self._pinned(adapted):
+            with self._lock:
                 self._shed(0)
-            gc.collect()
-            return self._ledger.reserve(self._ledger.plan({identity: size}))
+        # Here, not in the handler. Modules are in reference cycles.
+        gc.collect()
+        return self._ledger.plan(components)
+
+    def _reserve(self, identity: str, size: int, adapted: Adapted) -> int:
+        with self._pinned(adapted):
+            return self._ledger.reserve(self.plan({identity: size}))
 
     @contextmanager
     def _pinned(self, adapted: Adapted) -> Iterator[None]:
         for variant in adapted.chain():
             variant.pins += 1
-        yield
-        for variant in adapted.chain():
-            variant.pins -= 1
+        try:
+            yield
+        finally:
+            for variant in adapted.chain():
+                variant.pins -= 1
 
     def _shed(self, keep: int) -> None:
         """Drops the longest unused of what nobody uses now, all but so many."""

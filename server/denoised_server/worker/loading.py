@@ -276,7 +276,7 @@ class Loader:
         weighing = [*own, *(part for part in foreign if isinstance(part, Part))]
         # Acquired before they are planned: what is held now stays.
         held = {part.digest: self._store.acquire(part.digest, user) for part in weighing}
-        plan = self._ledger.plan({**kept, **{part.digest: part.memory_bytes for part in weighing}})
+        plan = self._adapters.plan({**kept, **{part.digest: part.memory_bytes for part in weighing}})
         reservation = self._ledger.reserve(plan)
         measured: dict[str, int] = {}
         try:
