@@ -198,6 +198,8 @@ def test_there_is_one_seed_or_one_for_each_image(arguments: dict[str, Plain], co
         {"generators": (("tpu", b""),)},
         {"output_type": "jpg"},
         {"media_type": "image/gif"},
+        {"frames_per_second": 0.5},
+        {"frames_per_second": math.nan},
         {"quality": 0},
         {"quality": 101},
         {"priority": 101},
@@ -211,10 +213,34 @@ def test_the_rest_of_a_request_has_bounds_too(others: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "others",
-    [{"output_type": "latent"}, {"media_type": NDARRAY}, {"quality": 1}, {"priority": -100}, {"seeds": (2**64 - 1,)}],
+    [
+        {"output_type": "latent"},
+        {"output_type": ""},
+        {"media_type": NDARRAY},
+        {"media_type": "video/mp4"},
+        {"frames_per_second": 240.0},
+        {"quality": 1},
+        {"priority": -100},
+        {"seeds": (2**64 - 1,)},
+    ],
 )
 def test_the_rest_of_a_request_may_be_at_its_bounds(others: dict[str, Any]) -> None:
     call(**others)
+
+
+def test_sounds_and_videos_are_counted_as_images_are() -> None:
+    for name in ("num_videos_per_prompt", "num_waveforms_per_prompt"):
+        makes = (parameter("prompt", "str"), parameter(name, "int", default=1))
+        call({"prompt": "rain", name: 2}, makes, seeds=(1, 2))
+        with pytest.raises(InvalidFieldError, match="3 for 2"):
+            call({"prompt": "rain", name: 2}, makes, seeds=(1, 2, 3))
+
+
+def test_a_video_file_is_taken_where_frames_are() -> None:
+    takes = (parameter("video", "list", "tensor"), parameter("image", "image"))
+    call({"video": Artifact("video/mp4", b"mp4")}, takes)
+    with pytest.raises(InvalidFieldError):
+        call({"image": Artifact("video/mp4", b"mp4")}, takes)
 
 
 def test_fields_and_the_map_are_one_set_of_arguments() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from denoised import media, values
@@ -36,6 +38,24 @@ def test_grey_pixels_with_a_channel_of_their_own_become_an_image() -> None:
     artifact = values.Artifact(values.NDARRAY, bytes(range(6)), "uint8", (2, 3, 1))
     result = assemble([output("images", 0, artifact)], pb.Summary(), is_pil=True)
     assert (result.images[0].mode, result.images[0].size) == ("L", (3, 2))
+
+
+def test_frames_come_in_lists_of_their_videos() -> None:
+    outputs = []
+    for video, frame in ((1, 0), (0, 1), (0, 0), (1, 1)):
+        shade = 100 * video + 10 * frame
+        one = output("frames", frame, media.pack_image(Image.new("RGB", (2, 2), (shade, 0, 0))))
+        one.group = video
+        outputs.append(one)
+    frames = assemble(outputs, pb.Summary(), is_pil=True).frames
+    assert [[frame.getpixel((0, 0))[0] for frame in video] for video in frames] == [[0, 10], [100, 110]]
+
+
+def test_sounds_and_videos_are_files_in_a_list(tmp_path: Path) -> None:
+    file = values.Artifact("audio/wav", b"RIFF")
+    (sound,) = assemble([output("audios", 0, file)], pb.Summary(), is_pil=False).audios
+    sound.save(tmp_path / "rain.wav")
+    assert (tmp_path / "rain.wav").read_bytes() == b"RIFF"
 
 
 def test_an_array_is_the_whole_field() -> None:
