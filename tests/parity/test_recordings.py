@@ -119,8 +119,12 @@ def test_a_video_file_is_taken_for_its_frames(
         asked = {**ASKED, "strength": 0.8, "seed": 1, "batching": "forbid"}
         results = [pipe(prompt="a boat", video=given, **asked).frames for given in (file, frames)]
         np.testing.assert_array_equal(*results)
-        with pytest.raises(InvalidMediaError):
-            pipe(prompt="a boat", video=Artifact("video/mp4", b"no video"), height=16, width=16)
+        secret = checkpoint_dir / "secret.mp4"
+        secret.write_bytes(file.data)
+        playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n"
+        for nothing in (b"no video", playlist.encode(), file.data[: len(file.data) // 2]):
+            with pytest.raises(InvalidMediaError):
+                pipe(prompt="a boat", video=Artifact("video/mp4", nothing), height=16, width=16)
 
 
 def test_the_command_line_writes_sounds_and_videos(

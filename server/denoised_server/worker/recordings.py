@@ -20,8 +20,8 @@ WAV, MP4 = "audio/wav", "video/mp4"
 # Fields of diffusers' output classes, and what they can be had as.
 FIELDS = {"audios": WAV, "frames": MP4}
 FRAMES_PER_SECOND = 16.0
-# What a few kilobytes of video may unfold to.
-MAX_FRAMES = 4096
+# What a few kilobytes of video may unfold to, all frames together.
+MAX_PIXELS = 1 << 28
 
 
 def sounds(value: Any, rate: int) -> list[Artifact]:
@@ -48,12 +48,17 @@ def videos(value: Any, frames_per_second: float) -> list[Artifact]:
 def frames(artifact: Artifact) -> list[Image.Image]:
     """The frames of a video file. Raises InvalidMediaError."""
     found: list[Image.Image] = []
+    pixels = 0
     try:
-        with av.open(io.BytesIO(artifact.data), "r") as container:
+        # Of MP4 only: FFmpeg takes playlists for videos as well, which name other files and hosts.
+        with av.open(io.BytesIO(artifact.data), "r", format="mp4") as container:
             for frame in container.decode(video=0):
+                pixels += frame.width * frame.height
+                if pixels > MAX_PIXELS:
+                    raise InvalidMediaError(
+                        f"The frames of the video have more than {MAX_PIXELS:,} pixels together.", hint="Send fewer."
+                    )
                 found.append(frame.to_image())
-                if len(found) > MAX_FRAMES:
-                    raise InvalidMediaError(f"The video has more than {MAX_FRAMES:,} frames.", hint="Send fewer.")
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise InvalidMediaError(
             f"{len(artifact.data)} bytes sent as {artifact.media_type} are not a video that can be decoded.",
