@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import Any, ClassVar
 
-from . import spec
+from . import parameters
 from .client import Client, default_client
 from .errors import UnsupportedError
 from .pipeline import Pipeline
@@ -35,10 +35,11 @@ class _AutoPipeline:
             pretrained_model_or_path: Repository on the Hub ("owner/name"), directory that the daemon may read, or
                 embedded model such as "demo".
             client: The daemon to use. Defaults to the one that DENOISED_TARGET names.
-            **kwargs: `torch_dtype` or `dtype` (a torch.dtype or its name; float32 by default), `variant`, `revision`,
-                `use_safetensors`; `ttl` (how long it stays after its last use: seconds or "1h"), `pipeline_id`,
-                `request_id`, `shared`, `timeout`; and replacements of components and constructor options by name, such
-                as `safety_checker=None`, `requires_safety_checker=False`,
+            **kwargs: `torch_dtype` or `dtype` (a torch.dtype or its name, "auto" for that of the files, or a dict by
+                component; float32 by default), `variant`, `revision`, `subfolder`, `use_safetensors`, `token` (of the
+                Hub, for this load only), `local_files_only`, `force_download`; `ttl` (how long it stays after its last
+                use: seconds or "1h"), `pipeline_id`, `request_id`, `shared`, `timeout`; and replacements of components
+                and constructor options by name, such as `safety_checker=None`, `requires_safety_checker=False`,
                 `controlnet=denoised.ControlNetModel.from_pretrained(…)`, `vae=other_pipe.components["vae"]`, or a noise
                 scheduler of diffusers. Naming `controlnet` selects the ControlNet class, as in diffusers.
 
@@ -51,7 +52,7 @@ class _AutoPipeline:
             TaskNotSupportedError: The checkpoint's family has no class for this task.
             ResourceError: The weights do not fit.
         """
-        settings, replaced = spec.split_load_arguments(kwargs)
+        settings, replaced = parameters.split_load_arguments(kwargs)
         client = client or default_client()
         with LoadingBar({} if client.progress_bar else {"disable": True}) as bar:
             return client.load(
@@ -67,7 +68,8 @@ class _AutoPipeline:
 
         Args:
             pipeline: A pipeline of this package. Either may be unloaded first.
-            **kwargs: `ttl`, `pipeline_id`, `request_id`, `shared`, `timeout`, and replacements as in `from_pretrained`.
+            **kwargs: `token`, `local_files_only`, `force_download`, `ttl`, `pipeline_id`, `request_id`, `shared`,
+                `timeout`, and replacements as in `from_pretrained`.
                 `controlnet=None` removes a ControlNet.
 
         Returns:
@@ -83,7 +85,7 @@ class _AutoPipeline:
                 f"from_pipe: a {type(pipeline).__module__}.{type(pipeline).__name__} does not live in a daemon.",
                 hint=f"Give what {cls.__module__}.{cls.__name__}.from_pretrained returned.",
             )
-        settings, replaced = spec.split_derive_arguments(kwargs)
+        settings, replaced = parameters.split_derive_arguments(kwargs)
         return pipeline.client.derive(pipeline, cls._task, overrides=replaced, **settings)
 
 

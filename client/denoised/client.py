@@ -123,7 +123,11 @@ class Client:
         revision: str = "",
         variant: str = "",
         use_safetensors: bool | None = None,
+        subfolder: str = "",
         overrides: Mapping[str, Any] | None = None,
+        hub_token: str = "",
+        local_files_only: bool = False,
+        force_download: bool = False,
         ttl: Ttl | None = None,
         pipeline_id: str = "",
         request_id: str = "",
@@ -136,12 +140,18 @@ class Client:
         Args:
             repo_id: Repository on the Hub, directory that the daemon may read, or embedded model such as "demo".
             task: "text-to-image", "image-to-image" or "inpainting". Defaults to the class that the checkpoint names.
-            dtype: Element type of the weights: a torch.dtype or its name. Defaults to float32.
+            dtype: Element type of the weights: a torch.dtype or its name, "auto" for that of the files, or a dict by
+                component with "default" for the others. Defaults to float32.
             revision: Branch, tag or commit. Defaults to "main".
             variant: Weight variant, such as "fp16".
             use_safetensors: True for safetensors files only, False for pickled files only, None for what is there.
+            subfolder: Folder inside the repository that has the pipeline.
             overrides: Components to leave out (None) or to take from elsewhere (a `Component`, or several in a list),
                 and constructor options to set, by name.
+            hub_token: Token of the Hugging Face Hub, for gated and private repositories. It is used for this load's
+                downloads and not kept.
+            local_files_only: Whether to use only what is in the daemon's cache.
+            force_download: Whether to download again what is in the daemon's cache.
             ttl: How long the pipeline stays after its last use: seconds, a timedelta, or text such as "1h".
             pipeline_id: Id of the handle. Defaults to one that cannot be guessed.
             request_id: Makes sending the same load again safe, best a UUID.
@@ -161,14 +171,18 @@ class Client:
                 revision=revision,
                 variant=variant,
                 task=spec.task_number(task),
-                dtype=spec.dtype_number(dtype),
                 use_safetensors=use_safetensors,
+                subfolder=subfolder,
                 overrides=component.overrides(overrides or {}),
+                **spec.dtype_fields(dtype),
             ),
             ttl=None if ttl is None else to_duration(ttl),
             pipeline_id=pipeline_id,
             request_id=request_id,
             shared=shared,
+            hub_token=hub_token,
+            local_files_only=local_files_only,
+            force_download=force_download,
         )
         return self._load(request, timeout, on_progress)
 
@@ -178,6 +192,9 @@ class Client:
         task: str,
         *,
         overrides: Mapping[str, Any] | None = None,
+        hub_token: str = "",
+        local_files_only: bool = False,
+        force_download: bool = False,
         ttl: Ttl | None = None,
         pipeline_id: str = "",
         request_id: str = "",
@@ -190,6 +207,9 @@ class Client:
             source: A pipeline or its name.
             task: "text-to-image", "image-to-image" or "inpainting".
             overrides: As for `load`.
+            hub_token: As for `load`, for components that are given.
+            local_files_only: As for `load`.
+            force_download: As for `load`.
             ttl: As for `load`.
             pipeline_id: As for `load`.
             request_id: As for `load`.
@@ -209,6 +229,9 @@ class Client:
             pipeline_id=pipeline_id,
             request_id=request_id,
             shared=shared,
+            hub_token=hub_token,
+            local_files_only=local_files_only,
+            force_download=force_download,
         )
         response: pipeline_service_pb2.DerivePipelineResponse = self._call(
             lambda stubs: stubs.pipelines.DerivePipeline, request, timeout

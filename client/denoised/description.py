@@ -95,9 +95,16 @@ def task_name(info: pb.Pipeline) -> str:
 
 def torch_dtype(info: pb.Pipeline) -> Any:
     """The torch.dtype of the weights, or its name where torch is not in use."""
-    name = dtype_name(info.spec.dtype) or "float32"
+    name = _dtype_name(info)
     torch = sys.modules.get("torch")
     return name if torch is None else getattr(torch, name)
+
+
+def _dtype_name(info: pb.Pipeline) -> str:
+    if not info.spec.auto_dtype:
+        return dtype_name(info.spec.dtype) or "float32"
+    # As diffusers says it: that of the first component.
+    return next((dtype_name(part.dtype) for part in info.components if part.dtype), "float32")
 
 
 def torch_device(device: str) -> Any:
@@ -113,7 +120,7 @@ def moves(args: tuple[Any, ...], info: pb.Pipeline, device: str) -> list[str]:
         # A torch.dtype says "torch.float16", a torch.device and its name "cuda:0".
         text = str(arg)
         if text.startswith("torch."):
-            if text.removeprefix("torch.") != (dtype_name(info.spec.dtype) or "float32"):
+            if text.removeprefix("torch.") != _dtype_name(info):
                 asked.append(f"dtype {text}: name it in from_pretrained")
         elif arg is not None and device and text.split(":")[0] != device.split(":")[0]:
             asked.append(f"device {text}: the daemon runs it on {device}")

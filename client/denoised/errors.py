@@ -19,6 +19,8 @@
     ├── GenerationInterruptedError    a callback stopped it
     ├── LoadError (EnvironmentError, as diffusers raises)
     │   ├── RepoNotFoundError
+    │   ├── GatedRepoError
+    │   ├── HubUnreachableError
     │   ├── SourceNotAllowedError
     │   ├── NotAPipelineError
     │   ├── DamagedWeightsError
@@ -216,6 +218,20 @@ class SourceNotAllowedError(LoadError):
 
     code = "PERMISSION_DENIED"
     reason = "SOURCE_NOT_ALLOWED"
+
+
+class GatedRepoError(LoadError):
+    """The Hub does not give this repository to whoever the token or the daemon's login stands for."""
+
+    code = "PERMISSION_DENIED"
+    reason = "GATED_REPO"
+
+
+class HubUnreachableError(LoadError):
+    """The Hub cannot be reached, or broke off, and the daemon's cache does not have all of the repository."""
+
+    code = "UNAVAILABLE"
+    reason = "HUB_UNREACHABLE"
 
 
 class NotAPipelineError(LoadError):

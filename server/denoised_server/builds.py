@@ -18,13 +18,14 @@ from .background import Background
 from .channel import Channel
 from .executor import Executor
 from .handles import Handle, State
-from .messages import Command, Derivation, Derive, Event, Load, Loaded, LoadProgress, Recipe, Unload, Unloaded
+from .messages import Access, Command, Derivation, Derive, Event, Load, Loaded, LoadProgress, Recipe, Unload, Unloaded
 from .observer import Observer
 from .recipes import identity
 
 logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Event)
+NO_ACCESS = Access()
 
 
 async def answer(executor: Executor, worker: str, command: Command, kind: type[E]) -> E:
@@ -48,10 +49,11 @@ class Origin:
 class _Build:
     """One recipe being built, once for all handles that want it; `origin` is a live pipeline to derive it from."""
 
-    def __init__(self, key: Hashable, recipe: Recipe, origin: Origin | None) -> None:
+    def __init__(self, key: Hashable, recipe: Recipe, origin: Origin | None, access: Access) -> None:
         self.key = key
         self.recipe = recipe
         self.origin = origin
+        self.access = access
         self.worker = origin.worker if origin else ""
         # Who waits, and whether it would wait through an unload.
         self.waiting: dict[Handle, dict[Channel[LoadProgress], bool]] = {}
@@ -104,14 +106,20 @@ class Builds:
         self._running: set[_Build] = set()
 
     async def follow(
-        self, handle: Handle, origin: Origin | None = None, *, lasting: bool = False, linger: float = 0.0
+        self,
+        handle: Handle,
+        origin: Origin | None = None,
+        *,
+        access: Access = NO_ACCESS,
+        lasting: bool = False,
+        linger: float = 0.0,
     ) -> AsyncGenerator[LoadProgress, None]:
         """Ends when the handle's pipeline is live. Leaving early abandons its build, unless others wait for it too.
 
         Who is `lasting` needs the pipeline once more even though it is to be unloaded. Who leaves counts as waiting
         for another `linger` seconds.
         """
-        build = self._joinable(handle, origin) or self._begin(handle, origin)
+        build = self._joinable(handle, origin, access) or self._begin(handle, origin, access)
         channel = Channel[LoadProgress]()
         build.waiting.setdefault(handle, {})[channel] = lasting
         if build.progress is not None:
@@ -146,17 +154,18 @@ class Builds:
     async def stop(self) -> None:
         await self._background.stop()
 
-    def _joinable(self, handle: Handle, origin: Origin | None) -> _Build | None:
+    def _joinable(self, handle: Handle, origin: Origin | None, access: Access) -> _Build | None:
         # Two builds of one handle would be two pipelines of one name, of which the worker keeps neither.
         for build in self._running:
             if handle in build.waiting and build.is_wanted:
                 return build
         # What is derived from a live pipeline takes milliseconds and its commands name that pipeline: not for others.
-        return None if origin else self._builds.get(identity(handle.recipe))
+        return None if origin else self._builds.get((identity(handle.recipe), access))
 
-    def _begin(self, handle: Handle, origin: Origin | None) -> _Build:
-        key = handle if origin else identity(handle.recipe)
-        build = self._builds[key] = _Build(key, handle.recipe, origin)
+    def _begin(self, handle: Handle, origin: Origin | None, access: Access) -> _Build:
+        # What one token may download, another may not.
+        key = handle if origin else (identity(handle.recipe), access)
+        build = self._builds[key] = _Build(key, handle.recipe, origin, access)
         build.task = self._background.spawn(self._run(build), name=f"build of {handle.name}")
         self._running.add(build)
         build.task.add_done_callback(partial(self._ended, build))
@@ -212,9 +221,10 @@ class Builds:
         first = await self._next(build)
         assert first is not None, "a build that nobody waits for is cancelled"
         build.begun[first] = None
-        begin: Command = Load(first.name, build.recipe)
+        begin: Command = Load(first.name, build.recipe, build.access)
         if build.origin is not None:
-            begin = Derive(first.name, build.origin.pipeline, build.origin.derivation, build.recipe.settings)
+            origin, settings = build.origin, build.recipe.settings
+            begin = Derive(first.name, origin.pipeline, origin.derivation, settings, build.access)
         async with aclosing(self._executor.submit(build.worker, begin)) as events:
             async for event in events:
                 if isinstance(event, LoadProgress):

@@ -215,7 +215,7 @@ class HandleTable:
 
     def activate(self, handle: Handle, *, worker: str, loaded: Loaded, now: float) -> None:
         """Records that a worker holds the handle's pipeline."""
-        handle.recipe = resolve(handle.recipe, loaded.revision)
+        handle.recipe = resolve(handle.recipe, loaded)
         handle.worker, handle.loaded = worker, loaded
         if handle.state is State.LOADING:
             handle.state = State.ACTIVE

@@ -63,8 +63,8 @@ Override = Plain | ComponentSource | tuple[ComponentSource, ...]
 class Spec:
     """Names the weights, the class and the element type of a pipeline; mirrors `denoised.v1.PipelineSpec`.
 
-    `task` is a name of `denoised.spec.TASKS`, or empty for the checkpoint's own class. `dtype` is a
-    torch name such as "float16".
+    `task` is a name of `denoised.spec.TASKS`, or empty for the checkpoint's own class. `dtype` is a torch name such as
+    "float16", or "auto" for that of the files; `component_dtypes` has those of single roles.
     """
 
     repo_id: str
@@ -74,6 +74,8 @@ class Spec:
     dtype: str = "float32"
     use_safetensors: bool | None = None
     overrides: Mapping[str, Override] = field(default_factory=dict)
+    subfolder: str = ""
+    component_dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,15 @@ class Recipe:
     settings: PipelineSettings = PipelineSettings()
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How one load may use the Hub. Not part of a recipe: a token is for the load that it came with."""
+
+    token: str = field(default="", repr=False)
+    local_files_only: bool = False
+    force_download: bool = False
+
+
 # Commands. `pipeline` is a handle, "pipelines/{id}".
 
 
@@ -160,6 +171,7 @@ class Load:
 
     pipeline: str
     recipe: Recipe
+    access: Access = Access()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +185,7 @@ class Derive:
     source: str
     derivation: Derivation | None
     settings: PipelineSettings = PipelineSettings()
+    access: Access = Access()
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,9 +327,9 @@ class LoadedAdapter:
 class Loaded:
     """A pipeline is live.
 
-    `revision` is the commit that the source resolved to; empty for directories. `settings` are those in force and
-    `noise_scheduler` is the one in use, each with its whole configuration. `config` is the pipeline's own,
-    `component_configs` are by role.
+    `revision` is the commit that the source resolved to; empty for directories. `recipe` is what was loaded and derived
+    with every revision resolved, its settings left out. `settings` are those in force and `noise_scheduler` is the one
+    in use, each with its whole configuration. `config` is the pipeline's own, `component_configs` are by role.
     """
 
     task: str
@@ -330,6 +343,7 @@ class Loaded:
     config: Mapping[str, Plain] = field(default_factory=dict)
     component_configs: Mapping[str, Mapping[str, Plain]] = field(default_factory=dict)
     encode_parameters: tuple[Parameter, ...] = ()
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def _source_message(source: ComponentSource) -> pipeline_service_pb2.ComponentSo
         pipeline=source.pipeline,
         role=source.role,
         config={name: to_proto(value) for name, value in source.config.items()},
-        dtype=DTYPES[source.dtype] if source.dtype else artifact_pb2.DATA_TYPE_UNSPECIFIED,
+        dtype=DTYPES.get(source.dtype, artifact_pb2.DATA_TYPE_UNSPECIFIED),
         use_safetensors=source.use_safetensors,
     )
 

@@ -28,6 +28,7 @@ from .generations import GenerationEvent, Generations
 from .handles import PREFIX, Handle, HandleTable, State
 from .journal import Journal
 from .messages import (
+    Access,
     Derivation,
     Generate,
     Loaded,
@@ -49,6 +50,7 @@ from .watchers import Change, Watchers
 logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 1.0
+ACCESS = Access()
 # How long a load with a request_id goes on without its caller, who may only have lost the connection.
 REJOIN_SECONDS = 10.0
 # Between two tries to bring a pinned pipeline back.
@@ -163,7 +165,9 @@ class Pool:
 
     # Pipelines
 
-    async def load(self, spec: Spec, lease: Lease) -> AsyncGenerator[LoadProgress | PipelineView, None]:
+    async def load(
+        self, spec: Spec, lease: Lease, access: Access = ACCESS
+    ) -> AsyncGenerator[LoadProgress | PipelineView, None]:
         """Yields the progress, then the pipeline, once the journal has it.
 
         Closing it early abandons the load, unless others wait for it or its request_id is sent again soon.
@@ -174,13 +178,13 @@ class Pool:
         linger = REJOIN_SECONDS if handle.request_id else 0.0
         with self._claimed(handle, linger):
             if not handle.worker:
-                async with aclosing(self._builds.follow(handle, linger=linger)) as progress:
+                async with aclosing(self._builds.follow(handle, access=access, linger=linger)) as progress:
                     async for event in progress:
                         yield event
             await self._keep(handle)
         yield self.get(handle.name)
 
-    async def derive(self, source: str, derivation: Derivation, lease: Lease) -> PipelineView:
+    async def derive(self, source: str, derivation: Derivation, lease: Lease, access: Access = ACCESS) -> PipelineView:
         derivation = references.resolve(derivation, self._reference, "derivation")
         while True:
             await self._wait_for_id(lease)
@@ -189,14 +193,15 @@ class Pool:
                 await self._bring_back(origin)
                 # Never waits for an id with a pin in hand: its pipeline's removal may in turn wait for that pin.
                 if not self._is_leaving(lease):
-                    handle = await self._derive(origin, derivation, lease)
+                    handle = await self._derive(origin, derivation, lease, access)
                     return self.get(handle.name)
 
-    async def _derive(self, origin: Handle, derivation: Derivation, lease: Lease) -> Handle:
+    async def _derive(self, origin: Handle, derivation: Derivation, lease: Lease, access: Access) -> Handle:
         handle = self._open(recipes.derive(origin.recipe, derivation), lease, source=origin.name)
         with self._claimed(handle, 0.0):
             if not handle.worker:
-                await self._finish(self._builds.follow(handle, Origin(origin.worker, origin.name, derivation)))
+                built = Origin(origin.worker, origin.name, derivation)
+                await self._finish(self._builds.follow(handle, built, access=access))
             await self._keep(handle)
         return handle
 

@@ -10,6 +10,7 @@ from .messages import (
     AdapterSource,
     ComponentSource,
     Derivation,
+    Loaded,
     NoiseScheduler,
     PipelineSettings,
     Recipe,
@@ -37,9 +38,11 @@ def shares_weights(one: Recipe, other: Recipe) -> bool:
     return not _repositories(one).isdisjoint(_repositories(other))
 
 
-def resolve(recipe: Recipe, revision: str) -> Recipe:
-    """The recipe with the commit that its revision named; directories have none."""
-    return replace(recipe, spec=replace(recipe.spec, revision=revision)) if revision else recipe
+def resolve(recipe: Recipe, loaded: Loaded) -> Recipe:
+    """The recipe with the commits that its revisions named; directories have none."""
+    if loaded.recipe is not None:
+        return replace(recipe, spec=loaded.recipe.spec, derivations=loaded.recipe.derivations)
+    return replace(recipe, spec=replace(recipe.spec, revision=loaded.revision)) if loaded.revision else recipe
 
 
 def _repositories(recipe: Recipe) -> set[Hashable]:
@@ -58,7 +61,8 @@ def _revision(source: Spec | ComponentSource) -> str:
 
 
 def _weights(spec: Spec) -> Hashable:
-    return spec.repo_id, _revision(spec), spec.variant, spec.dtype, spec.use_safetensors
+    dtypes = spec.dtype, _freeze(spec.component_dtypes)
+    return spec.repo_id, spec.subfolder, _revision(spec), spec.variant, dtypes, spec.use_safetensors
 
 
 def _freeze(value: object) -> Hashable:

@@ -68,10 +68,10 @@ def _source(recipe: Recipe, wanted: ComponentSource, field: str) -> ComponentSou
         spec = recipe.spec
         return ComponentSource(
             spec.repo_id,
-            subfolder=role,
+            subfolder=f"{spec.subfolder}/{role}".lstrip("/"),
             revision=spec.revision,
             variant=spec.variant,
-            dtype=spec.dtype,
+            dtype=spec.component_dtypes.get(role, spec.dtype),
             use_safetensors=spec.use_safetensors,
         )
     override = replaced[role]

@@ -13,6 +13,7 @@ from denoised.values import Artifact, Plain, artifact_from_proto, from_proto
 from . import adapter_calls, overrides
 from .arguments import merge
 from .messages import (
+    Access,
     Adapter,
     AdapterCall,
     AdapterSource,
@@ -65,10 +66,26 @@ def spec(request: pipeline_service_pb2.LoadPipelineRequest) -> Spec:
         revision=overrides.text(message.revision, "spec.revision"),
         variant=overrides.text(message.variant, "spec.variant"),
         task=_task(message.task, "spec.task"),
-        dtype=overrides.dtype(message.dtype, "spec.dtype", "float32"),
+        dtype="auto" if message.auto_dtype else overrides.dtype(message.dtype, "spec.dtype", "float32"),
         use_safetensors=message.use_safetensors if message.HasField("use_safetensors") else None,
         overrides=overrides.parse(message.overrides, "spec.overrides"),
+        subfolder=overrides.text(message.subfolder, "spec.subfolder"),
+        component_dtypes={
+            overrides.text(role, "spec.component_dtypes"): overrides.dtype(
+                number, f"spec.component_dtypes[{role[:80]}]", "float32"
+            )
+            for role, number in message.component_dtypes.items()
+        },
     )
+
+
+def access(
+    request: pipeline_service_pb2.LoadPipelineRequest | pipeline_service_pb2.DerivePipelineRequest,
+) -> Access:
+    token = overrides.text(request.hub_token, "hub_token")
+    if not token.isascii() or not token.isprintable():
+        raise InvalidFieldError.of("hub_token", "it is no token.", hint="Tokens of the Hub begin with hf_.")
+    return Access(token, request.local_files_only, request.force_download)
 
 
 def derivation(request: pipeline_service_pb2.DerivePipelineRequest) -> Derivation:

@@ -200,7 +200,10 @@ def _spec(spec: Spec) -> pipeline_service_pb2.PipelineSpec:
         revision=spec.revision,
         variant=spec.variant,
         task=TASK_NUMBERS[spec.task],
-        dtype=DTYPES[spec.dtype],
+        dtype=DTYPES.get(spec.dtype, artifact_pb2.DATA_TYPE_UNSPECIFIED),
+        auto_dtype=spec.dtype == "auto",
+        component_dtypes={role: DTYPES[dtype] for role, dtype in spec.component_dtypes.items()},
+        subfolder=spec.subfolder,
         use_safetensors=spec.use_safetensors,
         overrides={role: overrides.message(value) for role, value in spec.overrides.items()},
     )

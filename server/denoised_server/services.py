@@ -46,14 +46,18 @@ class PipelineService(PipelineServiceServicer):
     async def LoadPipeline(
         self, request: pipeline_pb.LoadPipelineRequest, context: Any
     ) -> AsyncIterator[pipeline_pb.LoadPipelineResponse]:
-        async with aclosing(self._pool.load(requests.spec(request), requests.lease(request))) as events:
+        async with aclosing(
+            self._pool.load(requests.spec(request), requests.lease(request), requests.access(request))
+        ) as events:
             async for event in events:
                 yield responses.load_response(event)
 
     async def DerivePipeline(
         self, request: pipeline_pb.DerivePipelineRequest, context: Any
     ) -> pipeline_pb.DerivePipelineResponse:
-        view = await self._pool.derive(request.source, requests.derivation(request), requests.lease(request))
+        view = await self._pool.derive(
+            request.source, requests.derivation(request), requests.lease(request), requests.access(request)
+        )
         return pipeline_pb.DerivePipelineResponse(pipeline=responses.pipeline(view))
 
     async def GetPipeline(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from denoised import component, errors, spec
+from denoised import component, errors, parameters, spec
 from denoised.v1 import artifact_pb2
 
 
@@ -56,7 +56,7 @@ def test_a_directory_that_only_shares_a_name_with_a_model_is_not_meant(
 
 
 def test_arguments_are_told_from_replacements() -> None:
-    settings, replaced = spec.split_load_arguments(
+    settings, replaced = parameters.split_load_arguments(
         {
             "torch_dtype": "float16",
             "revision": None,
@@ -70,7 +70,7 @@ def test_arguments_are_told_from_replacements() -> None:
 
 
 def test_the_newer_name_of_the_element_type_wins() -> None:
-    assert spec.split_load_arguments({"torch_dtype": "float16", "dtype": "bfloat16"})[0] == {"dtype": "bfloat16"}
+    assert parameters.split_load_arguments({"torch_dtype": "float16", "dtype": "bfloat16"})[0] == {"dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -79,20 +79,20 @@ def test_the_newer_name_of_the_element_type_wins() -> None:
         ("torch_dtpye", "float16", "Did you mean 'torch_dtype'"),
         ("use_safetensor", True, "Did you mean 'use_safetensors'"),
         ("device_map", "auto", "The daemon decides"),
-        ("force_download", True, "Clear the cache"),
+        ("output_loading_info", True, "report no missing"),
         ("trust_remote_code", True, "own classes only"),
-        ("token", "hf_secret", "denoised.Client"),
+        ("quantization_config", {}, "not supported"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_reason(name: str, value: object, hint: str) -> None:
     with pytest.raises(errors.InvalidFieldError, match=hint) as caught:
-        spec.split_load_arguments({name: value})
+        parameters.split_load_arguments({name: value})
     assert caught.value.metadata == {"field": name}
 
 
 def test_harmless_values_of_refused_arguments_pass() -> None:
-    harmless = {name: allowed for name, (values, _) in spec.REFUSED.items() for allowed in values}
-    assert spec.split_load_arguments(harmless) == ({}, {})
+    harmless = {name: allowed for name, (values, _) in parameters.REFUSED.items() for allowed in values}
+    assert parameters.split_load_arguments(harmless) == ({}, {})
 
 
 def test_objects_of_this_process_are_refused() -> None:
@@ -102,8 +102,8 @@ def test_objects_of_this_process_are_refused() -> None:
 
 def test_a_derived_pipeline_keeps_the_element_type() -> None:
     with pytest.raises(errors.InvalidFieldError, match="shares the weights"):
-        spec.split_derive_arguments({"torch_dtype": torch.float16})
-    assert spec.split_derive_arguments({"torch_dtype": None, "controlnet": None}) == ({}, {"controlnet": None})
+        parameters.split_derive_arguments({"torch_dtype": torch.float16})
+    assert parameters.split_derive_arguments({"torch_dtype": None, "controlnet": None}) == ({}, {"controlnet": None})
 
 
 def test_ids_alone_are_taken_for_handles() -> None:
@@ -113,4 +113,23 @@ def test_ids_alone_are_taken_for_handles() -> None:
 
 def test_a_revision_that_is_no_text_is_refused() -> None:
     with pytest.raises(errors.InvalidFieldError, match="revision"):
-        spec.split_load_arguments({"revision": 3})
+        parameters.split_load_arguments({"revision": 3})
+
+
+def test_a_token_of_the_hub_is_sent_and_shown_nowhere() -> None:
+    assert parameters.split_load_arguments({"token": "hf_x"}) == ({"hub_token": "hf_x"}, {})
+    assert parameters.split_load_arguments({"token": True}) == parameters.split_load_arguments({"token": None})
+    with pytest.raises(errors.InvalidFieldError) as caught:
+        parameters.split_load_arguments({"token": b"hf_secret"})
+    assert "secret" not in str(caught.value)
+
+
+def test_element_types_are_one_or_the_files_own_or_one_for_each_component() -> None:
+    float16, float32 = artifact_pb2.DATA_TYPE_FLOAT16, artifact_pb2.DATA_TYPE_FLOAT32
+    assert spec.dtype_fields("auto") == {"component_dtypes": {}, "auto_dtype": True}
+    assert spec.dtype_fields({"vae": torch.float32, "default": "float16"}) == {
+        "component_dtypes": {"vae": float32},
+        "dtype": float16,
+    }
+    with pytest.raises(errors.InvalidFieldError, match="float16"):
+        spec.dtype_fields({"vae": "flaot16"})

@@ -96,6 +96,12 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """FAILED_PRECONDITION: the adapter was made for weights of another shape or family, or cannot be loaded as things
     are.
     """
+    ERROR_REASON_GATED_REPO: _ErrorReason.ValueType  # 25
+    """PERMISSION_DENIED: the Hub does not give this repository to whoever the token or the daemon's login stands for."""
+    ERROR_REASON_HUB_UNREACHABLE: _ErrorReason.ValueType  # 26
+    """UNAVAILABLE: the Hub cannot be reached, or broke off, and the daemon's cache does not have all of the repository;
+    google.rpc.RetryInfo says when to try again.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -175,5 +181,11 @@ ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 32
 ERROR_REASON_ADAPTER_MISMATCH: ErrorReason.ValueType  # 33
 """FAILED_PRECONDITION: the adapter was made for weights of another shape or family, or cannot be loaded as things
 are.
+"""
+ERROR_REASON_GATED_REPO: ErrorReason.ValueType  # 25
+"""PERMISSION_DENIED: the Hub does not give this repository to whoever the token or the daemon's login stands for."""
+ERROR_REASON_HUB_UNREACHABLE: ErrorReason.ValueType  # 26
+"""UNAVAILABLE: the Hub cannot be reached, or broke off, and the daemon's cache does not have all of the repository;
+google.rpc.RetryInfo says when to try again.
 """
 global___ErrorReason = ErrorReason

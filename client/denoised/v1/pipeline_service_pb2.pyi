@@ -410,6 +410,22 @@ class PipelineSpec(google.protobuf.message.Message):
         def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class ComponentDtypesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: denoised.v1.artifact_pb2.DataType.ValueType
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.DataType.ValueType = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     REPO_ID_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     VARIANT_FIELD_NUMBER: builtins.int
@@ -417,6 +433,9 @@ class PipelineSpec(google.protobuf.message.Message):
     DTYPE_FIELD_NUMBER: builtins.int
     USE_SAFETENSORS_FIELD_NUMBER: builtins.int
     OVERRIDES_FIELD_NUMBER: builtins.int
+    SUBFOLDER_FIELD_NUMBER: builtins.int
+    AUTO_DTYPE_FIELD_NUMBER: builtins.int
+    COMPONENT_DTYPES_FIELD_NUMBER: builtins.int
     repo_id: builtins.str
     """Required. A repository on the Hugging Face Hub ("owner/name"), a directory the daemon may read, or the name of an
     embedded model, such as "demo". At most 1,024 characters.
@@ -433,12 +452,20 @@ class PipelineSpec(google.protobuf.message.Message):
     """Element type to hold the weights in. Defaults to float32, as in diffusers."""
     use_safetensors: builtins.bool
     """Whether to read safetensors files only (true), pickled files only (false), or what is there (unset)."""
+    subfolder: builtins.str
+    """Folder inside the repository that has the pipeline. At most 1,024 characters. Defaults to none."""
+    auto_dtype: builtins.bool
+    """Whether each component keeps the element type of its files, instead of `dtype`. Defaults to false."""
     @property
     def overrides(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Override]:
         """Components and constructor options to put in place of the checkpoint's own, by role: `safety_checker` null,
         `requires_safety_checker` false, `vae` from another repository, `scheduler` from a configuration. Naming `controlnet` selects the ControlNet class,
         as in diffusers.
         """
+
+    @property
+    def component_dtypes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, denoised.v1.artifact_pb2.DataType.ValueType]:
+        """Element types of single components, by role, instead of `dtype`. Defaults to none."""
 
     def __init__(
         self,
@@ -450,9 +477,12 @@ class PipelineSpec(google.protobuf.message.Message):
         dtype: denoised.v1.artifact_pb2.DataType.ValueType = ...,
         use_safetensors: builtins.bool | None = ...,
         overrides: collections.abc.Mapping[builtins.str, global___Override] | None = ...,
+        subfolder: builtins.str = ...,
+        auto_dtype: builtins.bool = ...,
+        component_dtypes: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.DataType.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "use_safetensors", b"use_safetensors"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "dtype", b"dtype", "overrides", b"overrides", "repo_id", b"repo_id", "revision", b"revision", "task", b"task", "use_safetensors", b"use_safetensors", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "auto_dtype", b"auto_dtype", "component_dtypes", b"component_dtypes", "dtype", b"dtype", "overrides", b"overrides", "repo_id", b"repo_id", "revision", b"revision", "subfolder", b"subfolder", "task", b"task", "use_safetensors", b"use_safetensors", "variant", b"variant"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_use_safetensors", b"_use_safetensors"]) -> typing.Literal["use_safetensors"] | None: ...
 
 global___PipelineSpec = PipelineSpec
@@ -726,6 +756,9 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     TTL_FIELD_NUMBER: builtins.int
     PIPELINE_ID_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    HUB_TOKEN_FIELD_NUMBER: builtins.int
+    LOCAL_FILES_ONLY_FIELD_NUMBER: builtins.int
+    FORCE_DOWNLOAD_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
     SHARED_FIELD_NUMBER: builtins.int
     pipeline_id: builtins.str
@@ -738,6 +771,17 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     returns its handle. A load whose caller left goes on for ten seconds, so that the caller may come back with the same
     request_id; after that it is abandoned, and the request_id waits until nothing of it is left, and starts a new load.
     Remembered for an hour. Defaults to none.
+    """
+    hub_token: builtins.str
+    """Token of the Hugging Face Hub, for gated and private repositories. Used for this load's downloads only: not stored,
+    not logged, not returned. What was downloaded stays in the daemon's cache. At most 1,024 characters. Defaults to the
+    daemon's own login.
+    """
+    local_files_only: builtins.bool
+    """Whether to use only what is in the daemon's cache, and ask the Hub nothing. Defaults to false."""
+    force_download: builtins.bool
+    """Whether to download again what is in the daemon's cache. Components that are live already are not read anew unless
+    their content has changed. Defaults to false.
     """
     pinned: builtins.bool
     """Whether it never expires, and is built again at once when its worker or the daemon has died, instead of at its next
@@ -764,11 +808,14 @@ class LoadPipelineRequest(google.protobuf.message.Message):
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
         pipeline_id: builtins.str = ...,
         request_id: builtins.str = ...,
+        hub_token: builtins.str = ...,
+        local_files_only: builtins.bool = ...,
+        force_download: builtins.bool = ...,
         pinned: builtins.bool = ...,
         shared: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "spec", b"spec", "ttl", b"ttl"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force_download", b"force_download", "hub_token", b"hub_token", "local_files_only", b"local_files_only", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "spec", b"spec", "ttl", b"ttl"]) -> None: ...
 
 global___LoadPipelineRequest = LoadPipelineRequest
 
@@ -811,13 +858,13 @@ class LoadProgress(google.protobuf.message.Message):
     COMPLETED_BYTES_FIELD_NUMBER: builtins.int
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
     phase: builtins.str
-    """What goes on, for people to read: "reading weights", "moving to device"."""
+    """What goes on, for people to read: "downloading", "reading weights", "moving to device"."""
     role: builtins.str
     """The component being worked on. Empty between components."""
     completed_bytes: builtins.int
-    """Bytes read so far, shared ones included."""
+    """Bytes of this phase so far; while weights are read, shared ones included."""
     total_bytes: builtins.int
-    """Bytes to read in all. 0 while unknown."""
+    """Bytes of this phase in all, as far as that is known. 0 while unknown."""
     def __init__(
         self,
         *,
@@ -895,6 +942,9 @@ class DerivePipelineRequest(google.protobuf.message.Message):
     TTL_FIELD_NUMBER: builtins.int
     PIPELINE_ID_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    HUB_TOKEN_FIELD_NUMBER: builtins.int
+    LOCAL_FILES_ONLY_FIELD_NUMBER: builtins.int
+    FORCE_DOWNLOAD_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
     SHARED_FIELD_NUMBER: builtins.int
     source: builtins.str
@@ -902,6 +952,12 @@ class DerivePipelineRequest(google.protobuf.message.Message):
     pipeline_id: builtins.str
     """As in LoadPipelineRequest."""
     request_id: builtins.str
+    """As in LoadPipelineRequest."""
+    hub_token: builtins.str
+    """As in LoadPipelineRequest, for components that the derivation brings."""
+    local_files_only: builtins.bool
+    """As in LoadPipelineRequest."""
+    force_download: builtins.bool
     """As in LoadPipelineRequest."""
     pinned: builtins.bool
     """As in LoadPipelineRequest."""
@@ -923,11 +979,14 @@ class DerivePipelineRequest(google.protobuf.message.Message):
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
         pipeline_id: builtins.str = ...,
         request_id: builtins.str = ...,
+        hub_token: builtins.str = ...,
+        local_files_only: builtins.bool = ...,
+        force_download: builtins.bool = ...,
         pinned: builtins.bool = ...,
         shared: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["derivation", b"derivation", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["derivation", b"derivation", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "source", b"source", "ttl", b"ttl"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["derivation", b"derivation", "force_download", b"force_download", "hub_token", b"hub_token", "local_files_only", b"local_files_only", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "source", b"source", "ttl", b"ttl"]) -> None: ...
 
 global___DerivePipelineRequest = DerivePipelineRequest
 

@@ -101,7 +101,7 @@ class PipelineServiceServicer(object):
         The last message of the stream carries the pipeline. Each successful call yields a handle with a lease of its own,
         also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
         caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
-        REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
+        REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
         WORKER_LOST, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

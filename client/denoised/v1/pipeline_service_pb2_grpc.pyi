@@ -38,7 +38,7 @@ class PipelineServiceStub:
     The last message of the stream carries the pipeline. Each successful call yields a handle with a lease of its own,
     also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
     caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
-    REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
+    REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
     WORKER_LOST, SHUTTING_DOWN.
     """
 
@@ -123,7 +123,7 @@ class PipelineServiceAsyncStub:
     The last message of the stream carries the pipeline. Each successful call yields a handle with a lease of its own,
     also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
     caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
-    REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
+    REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
     WORKER_LOST, SHUTTING_DOWN.
     """
 
@@ -210,7 +210,7 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         The last message of the stream carries the pipeline. Each successful call yields a handle with a lease of its own,
         also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
         caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
-        REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
+        REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
         WORKER_LOST, SHUTTING_DOWN.
         """
 

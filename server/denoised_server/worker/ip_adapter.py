@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import transformers
 from denoised.errors import AdapterMismatchError, NotAPipelineError, RepoNotFoundError
-from denoised_server.messages import AdapterSource
+from denoised_server.messages import Access, AdapterSource, ComponentSource
 from torch import nn
 
 from . import weights
+from .downloads import Downloads
 from .parts import TRANSFORMERS_DTYPE
 from .sources import Sources
 from .weights import Digests
@@ -41,10 +42,10 @@ def find(source: AdapterSource, folder: str, dtype: torch.dtype, sources: Source
     """
     subfolder = folder if "/" in folder else "/".join(filter(None, (source.subfolder, folder)))
     try:
-        found = sources.component(
-            source.repo_id, subfolder=subfolder, revision=source.revision, configs=["config.json"]
-        )
-        files = weights.find(found.folder, variant="", use_safetensors=None, item_bytes=dtype.itemsize)
+        wanted = ComponentSource(source.repo_id, subfolder, source.revision)
+        fetched = sources.fetch_component(wanted, Downloads(Access(), lambda progress: None, lambda: None))
+        found = sources.component(fetched, ["config.json"])
+        files = weights.find(found.folder, variant="", use_safetensors=None)
         config = json.loads((found.folder / "config.json").read_text())
     except (NotAPipelineError, RepoNotFoundError, OSError, ValueError):
         files, config = [], {}
@@ -57,9 +58,10 @@ def find(source: AdapterSource, folder: str, dtype: torch.dtype, sources: Source
     is_siglip = str(config.get("model_type", "")).startswith("siglip")
     class_name = "SiglipVisionModel" if is_siglip else "CLIPVisionModelWithProjection"
     digest = digests.of_component(
-        [file.path for file in files],
+        files,
         config=found.folder / "config.json",
         class_name=class_name,
         dtype=str(dtype).removeprefix("torch."),
     )
-    return ImageEncoder(found.folder, class_name, digest, sum(file.memory_bytes for file in files))
+    size = sum(weights.memory_bytes(file, dtype.itemsize) for file in files)
+    return ImageEncoder(found.folder, class_name, digest, size)

@@ -8,12 +8,13 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
-from denoised.errors import DenoisedError, InvalidFieldError, NotAPipelineError, TaskNotSupportedError
+from denoised.errors import DenoisedError, NotAPipelineError, TaskNotSupportedError
 from denoised_server.messages import (
+    Access,
     Component,
     Derivation,
     LoadedAdapter,
@@ -33,6 +34,8 @@ from .adapters import AdapterStore
 from .components import ComponentStore
 from .configuration import configure
 from .construction import Construction
+from .downloads import Downloads
+from .dtypes import Dtypes
 from .ledger import Ledger
 from .overrides import Weightless
 from .parts import DIFFUSERS_DTYPE, Part
@@ -42,20 +45,23 @@ from .weights import Digests
 
 logger = logging.getLogger(__name__)
 
+Wanted = TypeVar("Wanted", Recipe, Derivation)
+
 
 @dataclass(slots=True)
 class Live:
     """A pipeline in memory. Requests run on views of it and never change it.
 
     `built` is as the checkpoint has it, `pipeline` has the settings, of which `adaptation` is about its adapters.
+    `recipe` builds it again, all but the settings.
     """
 
     built: DiffusionPipeline
     pipeline: DiffusionPipeline
     task: str
-    dtype: torch.dtype
+    dtypes: Dtypes
     components: tuple[Component, ...]
-    revision: str = ""
+    recipe: Recipe
     settings: PipelineSettings = field(default_factory=PipelineSettings)
     adaptation: Adaptation = field(default_factory=Adaptation)
     adapters: tuple[LoadedAdapter, ...] = ()
@@ -89,6 +95,22 @@ class Loader:
         self._store, self._ledger, self._sources, self._adapters = store, ledger, sources, adapters
         self._construction, self._device = construction, device
         self._digests = Digests(sources.hub_cache)
+
+    def fetch(
+        self,
+        wanted: Wanted,
+        access: Access,
+        progress: Callable[[LoadProgress], None],
+        check_cancelled: Callable[[], None],
+    ) -> Wanted:
+        """Downloads what of a recipe or derivation is on the Hub, and returns it with its revisions resolved.
+
+        Any number may go on beside each other, and beside loads.
+        """
+        downloads = Downloads(access, progress, check_cancelled)
+        if isinstance(wanted, Recipe):
+            return self._sources.fetch(wanted, downloads)
+        return self._sources.fetch_derivation(wanted, downloads)
 
     def load(
         self,
@@ -131,7 +153,10 @@ class Loader:
                 built, task = source.built, source.task
             else:
                 built, task = self._from_pipe(user, source, derivation, progress, check_cancelled), derivation.task
-            live = Live(built, built, task, source.dtype, self._describe(built), source.revision)
+            recipe = source.recipe
+            if derivation is not None:
+                recipe = replace(recipe, derivations=(*recipe.derivations, derivation))
+            live = Live(built, built, task, source.dtypes, self._describe(built), recipe)
             self._store.share(live.modules, user)
             return self.update(user, live, settings)
         except BaseException:
@@ -182,10 +207,8 @@ class Loader:
         progress: Callable[[LoadProgress], None],
         check_cancelled: Callable[[], None],
     ) -> Live:
-        loader, dtype = families.auto_class(spec.task), _dtype(spec.dtype)
-        source = self._sources.pipeline(
-            spec.repo_id, revision=spec.revision, variant=spec.variant, use_safetensors=spec.use_safetensors
-        )
+        loader, dtypes = families.auto_class(spec.task), Dtypes.of_spec(spec)
+        source = self._sources.pipeline(spec)
         index = _read_index(source.folder)
         class_name = str(index["_class_name"])
         self._sources.check_connected(source.folder)
@@ -194,9 +217,11 @@ class Loader:
 
         def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
             shared = {part.role: ready[part.role] for part in own if part.role in ready}
+            # For parts without files to tell by, diffusers' own default.
+            by_role = {"default": dtypes.default or torch.float32, **dtypes.by_role}
             pipeline: DiffusionPipeline = loader.from_pretrained(
                 str(source.folder),
-                **{DIFFUSERS_DTYPE: dtype},
+                **{DIFFUSERS_DTYPE: by_role | {part.role: part.dtype for part in own}},
                 variant=spec.variant or None,
                 use_safetensors=spec.use_safetensors,
                 local_files_only=True,
@@ -207,15 +232,16 @@ class Loader:
             return pipeline
 
         try:
-            own = parts.of_checkpoint(source.folder, index, spec, dtype, self._digests)
-            foreign = overrides.find(spec.overrides, pipeline_class, dtype, self._sources, self._digests)
+            own = parts.of_checkpoint(source.folder, index, spec, dtypes, self._digests)
+            foreign = overrides.find(spec.overrides, pipeline_class, dtypes, self._sources, self._digests)
+            dtypes.check_roles([*index, *(part.role for part in foreign)])
             pipeline = self._build(user, {}, own, foreign, make, progress, check_cancelled)
         except DenoisedError:
             raise
         except Exception as error:
             raise _load_error(spec, class_name, error) from None
         task = spec.task or families.task_of(pipeline)
-        return Live(pipeline, pipeline, task, dtype, self._describe(pipeline), source.revision)
+        return Live(pipeline, pipeline, task, dtypes, self._describe(pipeline), Recipe(spec))
 
     def _from_pipe(
         self,
@@ -236,7 +262,7 @@ class Loader:
 
         try:
             foreign = overrides.find(
-                derivation.overrides, type(source.built), source.dtype, self._sources, self._digests
+                derivation.overrides, type(source.built), source.dtypes, self._sources, self._digests
             )
             kept = {
                 part.digest: part.weight_bytes
@@ -380,15 +406,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
             hint="Download or save the checkpoint again.",
         ) from None
     return dict(index)
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InvalidFieldError.of(
-            "spec.dtype", f"weights cannot be held as {name!r}.", hint="Use float32, float16 or bfloat16."
-        )
-    return dtype
 
 
 def _load_error(spec: Spec, class_name: str, error: Exception) -> DenoisedError:

@@ -16,6 +16,7 @@ from diffusers import SchedulerMixin
 from torch import nn
 
 from . import classes, noise_schedulers, parts
+from .dtypes import Dtypes
 from .parts import Part
 from .quotation import quote
 from .sources import Sources
@@ -71,11 +72,11 @@ def bring_weights(overrides: Mapping[str, Override]) -> bool:
 
 
 def find(
-    overrides: Mapping[str, Override], pipeline_class: Any, dtype: torch.dtype, sources: Sources, digests: Digests
+    overrides: Mapping[str, Override], pipeline_class: Any, dtypes: Dtypes, sources: Sources, digests: Digests
 ) -> list[Part | Weightless]:
     """What the overrides name, nothing of it loaded yet. Raises InvalidFieldError for what cannot fill its role."""
     _check_values(overrides, pipeline_class)
-    return [_find(role, source, pipeline_class, dtype, sources, digests) for role, source in sources_of(overrides)]
+    return [_find(role, source, pipeline_class, dtypes, sources, digests) for role, source in sources_of(overrides)]
 
 
 def arguments(overrides: Mapping[str, Override], loaded: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _is_source(override: object) -> bool:
 
 
 def _find(
-    role: str, source: ComponentSource, pipeline_class: Any, dtype: torch.dtype, sources: Sources, digests: Digests
+    role: str, source: ComponentSource, pipeline_class: Any, dtypes: Dtypes, sources: Sources, digests: Digests
 ) -> Part | Weightless:
     field = f"overrides[{role}]"
     if not source.repo_id:
@@ -128,9 +129,7 @@ def _find(
                 hint="Name the repository that has it.",
             )
         return Weightless(role, component_class, None, source.config)
-    found = sources.component(
-        source.repo_id, subfolder=source.subfolder, revision=source.revision, variant=source.variant, configs=CONFIGS
-    )
+    found = sources.component(source, CONFIGS)
     component_class = classes.find(source.class_name or _class_name(found.folder, role), f"{field}.class_name")
     _check_kind(role, component_class, pipeline_class, field)
     if not classes.has_weights(component_class):
@@ -139,7 +138,9 @@ def _find(
         raise InvalidFieldError.of(
             f"{field}.config", "the configuration of weights cannot be changed.", hint="Leave it out."
         )
-    dtype = getattr(torch, source.dtype) if source.dtype else dtype
+    dtype = dtypes.of(role)
+    if source.dtype:
+        dtype = None if source.dtype == "auto" else getattr(torch, source.dtype)
     part = parts.of_folder(
         role, found.folder, component_class.__name__, source.variant, source.use_safetensors, dtype, digests
     )

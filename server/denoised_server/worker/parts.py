@@ -16,6 +16,7 @@ from diffusers.pipelines import pipeline_utils
 from torch import nn
 
 from . import classes, weights
+from .dtypes import Dtypes
 from .weights import Digests
 
 # Newer versions of the libraries warn about the old name.
@@ -50,9 +51,7 @@ class Part:
         return module.eval()
 
 
-def of_checkpoint(
-    folder: Path, index: Mapping[str, Any], spec: Spec, dtype: torch.dtype, digests: Digests
-) -> list[Part]:
+def of_checkpoint(folder: Path, index: Mapping[str, Any], spec: Spec, dtypes: Dtypes, digests: Digests) -> list[Part]:
     """Parts that a checkpoint brings; those that the spec overrides are left out."""
     parts = []
     for role, entry in index.items():
@@ -60,7 +59,7 @@ def of_checkpoint(
         if role in spec.overrides or not role.isidentifier() or not isinstance(entry, list) or len(entry) != 2:
             continue
         if isinstance(entry[1], str):
-            beside = _beside(folder / role)
+            beside, dtype = _beside(folder / role), dtypes.of(role)
             part = of_folder(
                 role, folder / role, entry[1], spec.variant, spec.use_safetensors, dtype, digests, beside=beside
             )
@@ -74,27 +73,28 @@ def of_folder(
     class_name: str,
     variant: str,
     use_safetensors: bool | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     digests: Digests,
     *,
     beside: Iterable[Path] = (),
 ) -> Part | None:
-    """The part in a folder, and in those beside it; None when there are no weights in it."""
+    """The part in a folder, and in those beside it; None when there are no weights in it.
+
+    Without an element type it gets that of its files.
+    """
     files = [
         file
         for each in (folder, *beside)
-        for file in weights.find(each, variant=variant, use_safetensors=use_safetensors, item_bytes=dtype.itemsize)
+        for file in weights.find(each, variant=variant, use_safetensors=use_safetensors)
     ]
     if not files:
         return None
+    dtype = dtype or getattr(torch, weights.dtype_of(files))
     digest = digests.of_component(
-        [file.path for file in files],
-        config=folder / "config.json",
-        class_name=class_name,
-        dtype=str(dtype).removeprefix("torch."),
+        files, config=folder / "config.json", class_name=class_name, dtype=str(dtype).removeprefix("torch.")
     )
-    size = sum(file.memory_bytes for file in files)
-    return Part(role, digest, size, folder, class_name, files[0].variant, use_safetensors, dtype)
+    size = sum(weights.memory_bytes(file, dtype.itemsize) for file in files)
+    return Part(role, digest, size, folder, class_name, weights.variant_of(files[0].name), use_safetensors, dtype)
 
 
 def _beside(folder: Path) -> Iterator[Path]:

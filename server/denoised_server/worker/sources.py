@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from denoised.errors import (
@@ -16,13 +16,14 @@ from denoised.errors import (
     SourceNotAllowedError,
 )
 from denoised_server import demo
-from denoised_server.messages import AdapterSource
-from diffusers import DiffusionPipeline
+from denoised_server.messages import AdapterSource, ComponentSource, Derivation, Override, Recipe, Spec
 from diffusers.pipelines.pipeline_loading_utils import CONNECTED_PIPES_KEYS
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from yaml import YAMLError
+
+from .downloads import Downloads
 
 logger = logging.getLogger(__name__)
 
@@ -48,36 +49,82 @@ class Sources:
         roots = [*map(Path, allowed), Path(HF_HUB_CACHE), *EMBEDDED.values()]
         self._allowed = tuple(root.expanduser().resolve() for root in roots)
 
-    def pipeline(
-        self, repo_id: str, *, revision: str = "", variant: str = "", use_safetensors: bool | None = None
-    ) -> Source:
-        """The folder of a pipeline; downloads a Hub repository that is not in the cache yet."""
-        source = self._local(repo_id)
-        if source is None:
-            source = self._download(repo_id, revision=revision, variant=variant, use_safetensors=use_safetensors)
-        if not (source.folder / "model_index.json").is_file():
+    def fetch(self, recipe: Recipe, downloads: Downloads) -> Recipe:
+        """Downloads what of the recipe is on the Hub, and returns the recipe with the commits it is at."""
+        spec = recipe.spec
+        if self._local(spec.repo_id) is None:
+            _check_repo_id(spec.repo_id)
+            commit = downloads.pipeline(
+                spec.repo_id,
+                revision=spec.revision,
+                variant=spec.variant,
+                use_safetensors=spec.use_safetensors,
+                subfolder=spec.subfolder,
+            )
+            spec = replace(spec, revision=commit)
+        spec = replace(spec, overrides=self._fetch_overrides(spec.overrides, downloads))
+        return replace(
+            recipe, spec=spec, derivations=tuple(self.fetch_derivation(step, downloads) for step in recipe.derivations)
+        )
+
+    def fetch_derivation(self, derivation: Derivation, downloads: Downloads) -> Derivation:
+        return replace(derivation, overrides=self._fetch_overrides(derivation.overrides, downloads))
+
+    def fetch_component(self, wanted: ComponentSource, downloads: Downloads) -> ComponentSource:
+        if not wanted.repo_id or self._local(wanted.repo_id) is not None:
+            return wanted
+        _check_repo_id(wanted.repo_id)
+        return replace(wanted, revision=downloads.component(wanted))
+
+    def _fetch_overrides(self, overrides: Mapping[str, Override], downloads: Downloads) -> dict[str, Override]:
+        def fetch(override: Override) -> Override:
+            if isinstance(override, ComponentSource):
+                return self.fetch_component(override, downloads)
+            if isinstance(override, tuple):
+                return tuple(
+                    self.fetch_component(each, downloads) for each in override if isinstance(each, ComponentSource)
+                )
+            return override
+
+        return {role: fetch(override) for role, override in overrides.items()}
+
+    def pipeline(self, spec: Spec) -> Source:
+        """The folder of a pipeline that was fetched, or is on this machine anyway."""
+        source = self._find(spec.repo_id, spec.revision)
+        folder = self._inside(source, spec.subfolder, spec.repo_id)
+        if not (folder / "model_index.json").is_file():
             raise NotAPipelineError(
-                f"{repo_id!r} is no diffusers pipeline: it has no model_index.json.",
+                f"{spec.repo_id!r} is no diffusers pipeline: it has no model_index.json.",
                 hint="Name the folder that `save_pretrained` wrote, or a repository with the tag `diffusers`.",
             )
-        return source
+        return Source(folder, source.revision)
 
-    def component(
-        self, repo_id: str, *, subfolder: str = "", revision: str = "", variant: str = "", configs: Iterable[str]
-    ) -> Source:
-        """The folder of one component, which has one of these configuration files."""
-        source = self._local(repo_id)
-        if source is None:
-            source = self._download(repo_id, revision=revision, variant=variant, use_safetensors=None)
-        folder = (source.folder / subfolder).resolve()
-        if not folder.is_relative_to(source.folder.resolve()):
-            raise SourceNotAllowedError(f"{subfolder!r} leads out of {repo_id!r}.", hint="Name a folder inside it.")
+    def component(self, wanted: ComponentSource, configs: Iterable[str]) -> Source:
+        """The folder of one component that was fetched; it has one of these configuration files."""
+        source = self._find(wanted.repo_id, wanted.revision)
+        folder = self._inside(source, wanted.subfolder, wanted.repo_id)
         if not any((folder / config).is_file() for config in configs):
             raise NotAPipelineError(
-                f"There is no component in {subfolder or '.'!r} of {repo_id!r}: it has no configuration file.",
+                f"There is no component in {wanted.subfolder or '.'!r} of {wanted.repo_id!r}: it has no configuration "
+                "file.",
                 hint="Name the folder of the component as `subfolder`.",
             )
         return Source(folder, source.revision)
+
+    def _find(self, repo_id: str, revision: str) -> Source:
+        if (source := self._local(repo_id)) is not None:
+            return source
+        folder = self.hub_cache / f"models--{repo_id.replace('/', '--')}" / "snapshots" / revision
+        if not folder.is_dir():
+            raise RepoNotFoundError(f"{repo_id!r} is not in the daemon's cache any more.", hint="Load it again.")
+        return Source(folder, revision)
+
+    def _inside(self, source: Source, subfolder: str, repo_id: str) -> Path:
+        folder = source.folder / subfolder
+        # Not resolved: the Hub's cache links its files, and what links lead out of is checked elsewhere.
+        if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+            raise SourceNotAllowedError(f"{subfolder!r} leads out of {repo_id!r}.", hint="Name a folder inside it.")
+        return folder
 
     def adapter(self, wanted: AdapterSource) -> Source:
         """The file of an adapter, by itself; one of safetensors, since it may come from anybody."""
@@ -170,25 +217,6 @@ class Sources:
             raise SourceNotAllowedError(
                 f"The daemon may not read {name!r}.", hint="Start it with `--allow-dir` for a directory above."
             )
-
-    def _download(self, repo_id: str, *, revision: str, variant: str, use_safetensors: bool | None) -> Source:
-        _check_repo_id(repo_id)
-        try:
-            folder = DiffusionPipeline.download(
-                repo_id,
-                revision=revision or None,
-                variant=variant or None,
-                use_safetensors=use_safetensors,
-            )
-        except (OSError, HFValidationError, ValueError) as error:
-            logger.debug("download of %s failed", repo_id, exc_info=True)
-            where = f" at revision {revision!r}" if revision else ""
-            raise RepoNotFoundError(
-                f"The repository {repo_id!r}{where} cannot be had: {type(error).__name__}.",
-                hint="Check its name, its revision and variant, whether it is gated, and the daemon's network.",
-            ) from None
-        path = Path(folder)
-        return Source(path, path.name if path.parent.name == "snapshots" else "")
 
 
 def _check_repo_id(repo_id: str) -> None:

@@ -8,7 +8,6 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,50 +25,67 @@ SAFETENSORS_ITEM_BYTES = {
     "I16": 2,
     "U16": 2,
 }
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # The largest header that safetensors itself accepts.
 MAX_HEADER_BYTES = 100_000_000
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 SUFFIXES = (".safetensors", ".bin")
 
 
-@dataclass(frozen=True, slots=True)
-class WeightFile:
-    """One file of weights, with its size in memory once it is cast to the dtype that was asked for."""
-
-    path: Path
-    memory_bytes: int
-
-    @property
-    def variant(self) -> str:
-        """ "fp16" of "model.fp16-00001-of-00002.safetensors"; empty for plain files."""
-        return _variant(self.path)
+def find(folder: Path, *, variant: str, use_safetensors: bool | None) -> list[Path]:
+    """Weight files that diffusers would read in a component's folder; empty for a component without weights."""
+    names = (path.name for path in folder.glob("*") if path.is_file())
+    return [folder / name for name in choose(names, variant=variant, use_safetensors=use_safetensors)]
 
 
-def find(folder: Path, *, variant: str, use_safetensors: bool | None, item_bytes: int) -> list[WeightFile]:
-    """Weight files that diffusers would read in a component's folder; empty for a component without weights.
+def choose(names: Iterable[str], *, variant: str, use_safetensors: bool | None) -> list[str]:
+    """Of the files in a folder those with weights that diffusers would read.
 
     Args:
+        names: All of them.
         variant: As in `from_pretrained`: files of the variant where there are any, else the plain ones.
         use_safetensors: None prefers safetensors.
-        item_bytes: Size of an element after the cast; applies to floating-point tensors.
     """
+    names = sorted(names)
     suffixes = SUFFIXES if use_safetensors is None else SUFFIXES[:1] if use_safetensors else SUFFIXES[1:]
     for suffix in suffixes:
-        paths = sorted(path for path in folder.glob(f"*{suffix}") if path.is_file())
-        chosen = [path for path in paths if variant and _variant(path) == variant]
-        chosen = chosen or [path for path in paths if not _variant(path)]
+        found = [name for name in names if name.endswith(suffix)]
+        chosen = [name for name in found if variant and variant_of(name) == variant]
+        chosen = chosen or [name for name in found if not variant_of(name)]
         if chosen:
-            return [_measure(path, item_bytes) for path in chosen]
+            return chosen
     return []
 
 
-def _variant(path: Path) -> str:
-    return SHARD.sub("", path.stem).partition(".")[2]
+def variant_of(name: str) -> str:
+    """ "fp16" of "model.fp16-00001-of-00002.safetensors"; empty for plain files."""
+    return SHARD.sub("", name.rpartition(".")[0]).partition(".")[2]
 
 
-def _measure(path: Path, item_bytes: int) -> WeightFile:
+def is_commit(revision: str) -> bool:
+    """Whether it is the full name of a commit."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def dtype_of(paths: Iterable[Path]) -> str:
+    """Element type of the first floating-point tensor, as torch names it; float32 for pickled files, unread."""
+    for path in paths:
+        if path.suffix == ".safetensors":
+            for tensor in _header(path).values():
+                if (found := TORCH_NAMES.get(str(tensor.get("dtype")))) is not None:
+                    return found
+    return "float32"
+
+
+def memory_bytes(path: Path, item_bytes: int) -> int:
+    """Size in memory once its floating-point tensors are cast to elements of this size."""
     if path.suffix != ".safetensors":
-        return WeightFile(path, path.stat().st_size)
+        return path.stat().st_size
+    return sum(_tensor_bytes(tensor, item_bytes) for tensor in _header(path).values())
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors. Raises DamagedWeightsError for one that is not whole."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -81,13 +97,15 @@ def _measure(path: Path, item_bytes: int) -> WeightFile:
         end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"it should have {8 + length + end:,} bytes and has {size:,}")
-        return WeightFile(path, sum(_tensor_bytes(tensor, item_bytes) for tensor in header.values()))
+        for tensor in header.values():
+            _tensor_bytes(tensor, 1)
     except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else "its header cannot be read"
         raise DamagedWeightsError(
             f"The weight file {path.parent.name}/{path.name} is damaged: {reason}.",
             hint="Download or save the checkpoint again.",
         ) from None
+    return dict(header)
 
 
 def _tensor_bytes(tensor: Mapping[str, Any], item_bytes: int) -> int:

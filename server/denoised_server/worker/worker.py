@@ -24,7 +24,9 @@ from denoised.errors import DenoisedError, InternalError, PipelineNotFoundError
 from denoised.values import Artifact, Plain
 from denoised_server.executor.child import Emit
 from denoised_server.messages import (
+    Access,
     Command,
+    Derivation,
     Derive,
     Done,
     Event,
@@ -34,6 +36,7 @@ from denoised_server.messages import (
     Loaded,
     Output,
     Ready,
+    Recipe,
     Reply,
     Snapshot,
     Unload,
@@ -56,7 +59,7 @@ from .engine import Cancelled, Engine, Request
 from .fairness import Entrant
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
 from .ledger import Ledger
-from .loading import Live, Loader
+from .loading import Live, Loader, Wanted
 from .observations import Observations
 from .overrides import bring_weights
 from .sources import EMBEDDED, Sources
@@ -65,6 +68,8 @@ logger = logging.getLogger(__name__)
 
 # What decides the bits of an output.
 LIBRARIES = ("diffusers", "peft", "torch", "transformers")
+# Loads that may wait for the Hub at a time; a thread that waits costs nothing.
+MAX_DOWNLOADS = 64
 # Seconds.
 RELEASE_PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -112,6 +117,7 @@ class Worker:
         self._tasks: dict[int, _Task] = {}
         self._unloads: list[_Task] = []
         self._closed = threading.Event()
+        self._downloads = ThreadPoolExecutor(MAX_DOWNLOADS, "fetch")
         self._loads = ThreadPoolExecutor(1, "load")
         # Apart from the others: a request whose adapter is being fetched keeps nobody waiting but those with others.
         self._adapting = ThreadPoolExecutor(1, "adapters")
@@ -138,12 +144,12 @@ class Worker:
             self._tasks[number] = task
         match command:
             case Load():
-                self._loads.submit(self._answer, task, lambda: self._load(task, command))
-            case Derive():
+                self._downloads.submit(self._fetch, task, command.recipe, command.access, self._load)
+            case Derive(derivation=Derivation() as derivation) if bring_weights(derivation.overrides):
                 # What reads weights takes its turn with loads.
-                has_weights = command.derivation is not None and bring_weights(command.derivation.overrides)
-                executor = self._loads if has_weights else self._controls
-                executor.submit(self._answer, task, lambda: self._derive(task, command))
+                self._downloads.submit(self._fetch, task, derivation, command.access, self._derive)
+            case Derive():
+                self._controls.submit(self._answer, task, lambda: self._derive(task, command.derivation))
             case Update():
                 room = self._adapting if command.settings.adapters else self._controls
                 room.submit(self._answer, task, lambda: self._update(task, command))
@@ -213,14 +219,32 @@ class Worker:
             raise PipelineNotFoundError(f"This worker holds no {pipeline}.")
         return live
 
-    def _load(self, task: _Task, command: Load) -> Sequence[Event]:
-        return self._bring(task, lambda check: self._loader.load(command.pipeline, command.recipe, task.emit, check))
+    def _fetch(
+        self,
+        task: _Task,
+        wanted: Wanted,
+        access: Access,
+        build: Callable[[_Task, Wanted], Sequence[Event]],
+    ) -> None:
+        """On a thread of its own: a long download holds nobody up. What follows takes its turn."""
+        try:
+            self._check_cancelled(task)
+            fetched = self._loader.fetch(wanted, access, task.emit, lambda: self._check_cancelled(task))
+        except BaseException as raised:
+            self._end(task, _bare(raised))
+        else:
+            self._loads.submit(self._answer, task, lambda: build(task, fetched))
 
-    def _derive(self, task: _Task, command: Derive) -> Sequence[Event]:
-        source, name = self._find(command.source), command.pipeline
+    def _load(self, task: _Task, recipe: Recipe) -> Sequence[Event]:
+        name = task.command.pipeline
+        return self._bring(task, lambda check: self._loader.load(name, recipe, task.emit, check))
+
+    def _derive(self, task: _Task, derivation: Derivation | None) -> Sequence[Event]:
+        command = task.command
+        source = self._find(command.source)
         return self._bring(
             task,
-            lambda check: self._loader.derive(name, source, command.derivation, command.settings, task.emit, check),
+            lambda check: self._loader.derive(command.pipeline, source, derivation, command.settings, task.emit, check),
         )
 
     def _bring(self, task: _Task, build: Callable[[Callable[[], None]], Live]) -> Sequence[Event]:
@@ -424,7 +448,8 @@ def _loaded(live: Live) -> Loaded:
         pipeline_class=pipeline_class.__name__,
         components=live.components,
         parameters=signature.parameters(pipeline_class),
-        revision=live.revision,
+        revision=live.recipe.spec.revision,
+        recipe=live.recipe,
         settings=live.settings,
         adapters=live.adapters,
         noise_scheduler=noise_schedulers.describe(getattr(live.pipeline, "scheduler", None)),

@@ -1,0 +1,243 @@
+"""Downloads from the Hugging Face Hub: reported, resumed where a connection broke, left at once when cancelled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+from denoised.errors import GatedRepoError, HubUnreachableError, NotAPipelineError, RepoNotFoundError
+from denoised_server.messages import Access, ComponentSource, LoadProgress
+from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_utils
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import errors as hub_errors
+from tqdm import tqdm
+
+from . import weights
+
+logger = logging.getLogger(__name__)
+
+REPORT_SECONDS = 0.1
+RETRY_SECONDS = 10.0
+# Diffusers' own download takes no bar: it finds the one of its thread here.
+_thread = threading.local()
+
+
+class LeftError(Exception):
+    """Ends a download that nobody waits for any more."""
+
+
+class _FailedError(Exception):
+    """What a download failed with, told apart from what its caller is cancelled with."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Downloads:
+    """Downloads of one load, each on a thread of its own, so that a Hub that hangs cannot hold up a cancel."""
+
+    def __init__(
+        self, access: Access, progress: Callable[[LoadProgress], None], check_cancelled: Callable[[], None]
+    ) -> None:
+        self._access, self._progress, self._check_cancelled = access, progress, check_cancelled
+
+    def pipeline(
+        self, repo_id: str, *, revision: str, variant: str, use_safetensors: bool | None, subfolder: str
+    ) -> str:
+        """Brings the files of a pipeline into the cache, and returns their commit."""
+        if subfolder:
+            return self._snapshot(repo_id, revision, [f"{subfolder}/*"])
+
+        def download(local_files_only: bool) -> str:
+            return str(
+                DiffusionPipeline.download(
+                    repo_id,
+                    revision=revision or None,
+                    variant=variant or None,
+                    use_safetensors=use_safetensors,
+                    token=self._access.token or None,
+                    local_files_only=local_files_only,
+                    force_download=self._access.force_download,
+                )
+            )
+
+        return self._run(repo_id, revision, download)
+
+    def component(self, source: ComponentSource) -> str:
+        """Brings the files of one component into the cache, and returns their commit."""
+        folder = f"{source.subfolder}/" if source.subfolder else ""
+
+        def download(local_files_only: bool) -> str:
+            patterns = [f"{folder}*", "model_index.json"]
+            if not local_files_only:
+                files = HfApi().list_repo_files(
+                    source.repo_id, revision=source.revision or None, token=self._access.token or None
+                )
+                inside = [file.removeprefix(folder) for file in files if file.startswith(folder)]
+                inside = [file for file in inside if "/" not in file]
+                chosen = weights.choose(inside, variant=source.variant, use_safetensors=source.use_safetensors)
+                others = [name for name in inside if Path(name).suffix in (".json", ".txt", ".model", ".spm")]
+                patterns = [*(folder + name for name in (*chosen, *others)), "model_index.json"]
+            return self._download_snapshot(source.repo_id, source.revision, patterns, local_files_only)
+
+        return self._run(source.repo_id, source.revision, download)
+
+    def _snapshot(self, repo_id: str, revision: str, patterns: list[str]) -> str:
+        return self._run(repo_id, revision, lambda local: self._download_snapshot(repo_id, revision, patterns, local))
+
+    def _download_snapshot(self, repo_id: str, revision: str, patterns: list[str], local_files_only: bool) -> str:
+        return str(
+            pipeline_utils.snapshot_download(
+                repo_id,
+                revision=revision or None,
+                allow_patterns=patterns,
+                token=self._access.token or None,
+                local_files_only=local_files_only,
+            )
+        )
+
+    def _run(self, repo_id: str, revision: str, download: Callable[[bool], str]) -> str:
+        try:
+            # What a recipe was resolved to is in the cache, and needs neither the Hub nor the token that brought it.
+            if weights.is_commit(revision) and not self._access.force_download:
+                try:
+                    return Path(self._in_thread(lambda: download(True))).name
+                except _FailedError:
+                    logger.debug("%s is not in the cache yet", repo_id)
+            return Path(self._in_thread(lambda: download(self._access.local_files_only))).name
+        except _FailedError as failed:
+            logger.debug("download of %s failed", repo_id, exc_info=True)
+            raise _translate(repo_id, revision, failed.error) from None
+
+    def _in_thread(self, download: Callable[[], str]) -> str:
+        outcome: Future[str] = Future()
+        bars = _Bars(self._access.force_download)
+
+        def run() -> None:
+            _thread.bars = bars
+            try:
+                outcome.set_result(download())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name="download", daemon=True).start()
+        try:
+            reported = None
+            while not outcome.done():
+                self._check_cancelled()
+                wait([outcome], REPORT_SECONDS)
+                if (now := bars.bytes) != reported and now[1]:
+                    self._progress(LoadProgress("downloading", "", *now))
+                    reported = now
+            if isinstance(error := outcome.exception(), Exception):
+                raise _FailedError(error)
+            return outcome.result()
+        finally:
+            bars.is_left.set()
+
+
+class _Bars:
+    """Stands in for the progress bars of one download: counts bytes, and ends it when it was left."""
+
+    def __init__(self, force: bool) -> None:
+        self.force = force
+        self.is_left = threading.Event()
+        self._bars: list[Any] = []
+        bars = self
+
+        class Bar(tqdm):  # type: ignore[type-arg]
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                self.counts_bytes = kwargs.get("unit") == "B"
+                kwargs.pop("name", None)
+                super().__init__(*args, **kwargs | {"disable": True})
+                bars._bars.append(self)
+
+            def update(self, n: float | None = 1) -> bool | None:
+                if bars.is_left.is_set():
+                    raise LeftError
+                self.n += n or 0
+                return None
+
+        self.bar_class = Bar
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Bytes so far, and in all as far as that is known."""
+        counting = [(int(bar.n), int(bar.total or 0)) for bar in tuple(self._bars) if bar.counts_bytes]
+        # Newer versions show what came and what was written, and both are of the same files.
+        return max(counting, default=(0, 0))
+
+
+def _snapshot_download(*args: Any, **kwargs: Any) -> Any:
+    bars: _Bars | None = getattr(_thread, "bars", None)
+    if bars is not None:
+        kwargs = {"tqdm_class": bars.bar_class, "force_download": bars.force, **kwargs}
+    return snapshot_download(*args, **kwargs)
+
+
+pipeline_utils.snapshot_download = _snapshot_download
+
+
+def _translate(repo_id: str, revision: str, error: Exception) -> Exception:
+    causes = list(_causes(error))
+    where = f"{repo_id!r} at revision {revision!r}" if revision else f"{repo_id!r}"
+    if any(isinstance(cause, hub_errors.GatedRepoError) for cause in causes) or 403 in map(_status, causes):
+        return GatedRepoError(
+            f"The Hub does not give access to {where}.",
+            hint="Accept its licence on the Hub, and log in where the daemon runs (`hf auth login`) or send a token.",
+        )
+    if any(isinstance(cause, hub_errors.RevisionNotFoundError) for cause in causes):
+        return RepoNotFoundError(f"There is no revision {revision!r} of {repo_id!r}.", hint="Check the revision.")
+    if any(isinstance(cause, hub_errors.RepositoryNotFoundError) for cause in causes):
+        return RepoNotFoundError(
+            f"The Hub has no repository {repo_id!r} that may be read.",
+            hint="Check its name. If it is private, log in where the daemon runs (`hf auth login`) or send a token.",
+        )
+    if any(map(_is_network, causes)):
+        return HubUnreachableError(
+            f"{where} cannot be downloaded: the Hub cannot be reached, or broke off.",
+            hint="Check the daemon's network and HF_ENDPOINT. Files that came whole are kept for the next try.",
+            retry_after=RETRY_SECONDS,
+        )
+    if any(map(_is_offline, causes)):
+        return RepoNotFoundError(
+            f"{where} is not in the daemon's cache, and the Hub may not be asked.",
+            hint="Let the daemon go online (local_files_only, HF_HUB_OFFLINE), or name what it has.",
+        )
+    if not isinstance(error, OSError | ValueError | TypeError | AttributeError | hub_errors.HfHubHTTPError):
+        return error
+    return NotAPipelineError(
+        f"{where} is no diffusers pipeline, or lacks files that it names.",
+        hint="Check its name, its variant, and whether it has files of the format that was asked for.",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int:
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+
+
+def _is_network(error: BaseException) -> bool:
+    """httpx, httpx2 or requests, whichever the installed version uses, and what it says of broken files."""
+    if status := _status(error):
+        return status == 429 or status >= 500
+    library = type(error).__module__.partition(".")[0]
+    cut_short = isinstance(error, OSError) and "Consistency check failed" in str(error)
+    return library in ("httpx", "httpx2", "httpcore", "requests", "urllib3") or cut_short
+
+
+def _is_offline(error: BaseException) -> bool:
+    absent = hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled
+    return isinstance(error, absent) or type(error).__name__ == "RevisionResolutionError"

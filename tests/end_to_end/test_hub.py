@@ -1,0 +1,230 @@
+"""Loading from the Hugging Face Hub, which here is a small one on this machine: real huggingface_hub, real sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import denoised
+import pytest
+import torch
+from denoised import Client, errors
+from denoised.v1 import pipeline_service_pb2 as pb
+
+from tests import checkpoints
+from tests.daemon import Daemon
+from tests.hub import Hub
+
+LARGE_BYTES = 24 * 2**20
+TOKEN = "hf_onlyForThisLoad"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("repositories")
+    return {
+        "sd": checkpoints.stable_diffusion(root / "sd"),
+        "other": checkpoints.stable_diffusion(root / "other", seed=7),
+        "net": checkpoints.controlnet(root / "net"),
+        "large": large(checkpoints.stable_diffusion(root / "large")),
+    }
+
+
+def large(folder: Path) -> Path:
+    """With a file of more than the pieces of 10 MiB that huggingface_hub writes."""
+    (folder / "tokenizer" / "large.json").write_bytes(b" " * LARGE_BYTES)
+    return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, hub: Hub) -> Iterator[Daemon]:
+    variables: dict[str, Any] = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "30",
+    }
+    with Daemon(tmp_path / "state", **variables) as daemon:
+        yield daemon
+        assert TOKEN not in "".join(daemon.log)
+        assert not any(
+            TOKEN.encode() in path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()
+        )
+
+
+def load(client: Client, repo: str, **options: Any) -> denoised.Pipeline:
+    return client.load(repo, task="text-to-image", **options)
+
+
+def test_a_repository_is_downloaded_once_and_resolved_to_its_commit(
+    hub: Hub, daemon: Daemon, folders: dict[str, Path]
+) -> None:
+    repository = hub.add("owner/sd", folders["sd"])
+    reports: list[pb.LoadProgress] = []
+    with daemon.client() as client:
+        pipe = load(client, "owner/sd", on_progress=reports.append)
+        assert pipe.info.spec.revision == repository.commit
+        assert len(hub.downloads("unet/diffusion_pytorch_model.safetensors")) == 1
+        again = load(client, "owner/sd", revision=repository.commit)
+        assert again.memory.exclusive_bytes == 0
+        assert len(hub.downloads("unet/diffusion_pytorch_model.safetensors")) == 1
+        assert pipe("a", num_inference_steps=2).images
+        with pytest.raises(errors.RepoNotFoundError, match="no revision 'nope'"):
+            load(client, "owner/sd", revision="nope")
+        load(client, "owner/sd", force_download=True)
+        assert len(hub.downloads("unet/diffusion_pytorch_model.safetensors")) == 2
+    downloading = [report for report in reports if report.phase == "downloading"]
+    assert downloading
+    size = sum((folders["sd"] / "unet" / name).stat().st_size for name in ("diffusion_pytorch_model.safetensors",))
+    assert downloading[-1].total_bytes > size
+    assert downloading[-1].completed_bytes <= downloading[-1].total_bytes
+
+
+def test_a_component_is_downloaded_by_itself(hub: Hub, daemon: Daemon, folders: dict[str, Path]) -> None:
+    hub.add("owner/sd", folders["sd"])
+    net, other = hub.add("owner/net", folders["net"]), hub.add("owner/other", folders["other"])
+    with daemon.client() as client:
+        controlnet = denoised.ControlNetModel.from_pretrained("owner/net")
+        unet = denoised.UNet2DConditionModel.from_pretrained("owner/other", subfolder="unet")
+        pipe = load(client, "owner/sd", overrides={"controlnet": [controlnet], "unet": unet})
+        assert pipe.info.pipeline_class == "StableDiffusionControlNetPipeline"
+        assert len(hub.downloads("/owner/other/")) == len(hub.downloads("/owner/other/resolve")) > 0
+        assert not any("/vae/" in line for line in hub.downloads("/owner/other/"))
+        # A rebuild takes what was loaded, not what the branch is at by then.
+        given = pipe.info.spec.overrides
+        assert given["unet"].component.revision == other.commit
+        assert given["controlnet"].components.components[0].revision == net.commit
+
+
+def test_gated_and_private_repositories_take_the_token_of_one_load(
+    hub: Hub, daemon: Daemon, folders: dict[str, Path]
+) -> None:
+    hub.add("owner/gated", folders["sd"], gated=True, tokens={TOKEN})
+    hub.add("owner/private", folders["other"], private=True, tokens={TOKEN})
+    with daemon.client() as client:
+        with pytest.raises(errors.GatedRepoError, match="licence") as caught:
+            load(client, "owner/gated")
+        assert caught.value.code == "PERMISSION_DENIED"
+        with pytest.raises(errors.GatedRepoError):
+            load(client, "owner/gated", hub_token="hf_somebodyElse")
+        with pytest.raises(errors.RepoNotFoundError, match="private"):
+            load(client, "owner/private")
+        with pytest.raises(errors.RepoNotFoundError):
+            load(client, "owner/nothing")
+        pipe = denoised.AutoPipelineForText2Image.from_pretrained("owner/gated", token=TOKEN, client=client)
+        assert pipe("a", num_inference_steps=2).images
+        private = denoised.AutoPipelineForText2Image.from_pretrained("owner/private", token=TOKEN, client=client)
+        assert TOKEN not in str(private.info)
+        assert f"Bearer {TOKEN}" in hub.authorizations
+        # What has been downloaded is there, also after a death and without a token.
+        daemon.workers()[0].kill()
+        while not client.workers()[0].restart_count:
+            time.sleep(0.05)
+        assert pipe("a", num_inference_steps=2).images
+
+
+def test_what_is_no_pipeline_says_so(hub: Hub, daemon: Daemon, folders: dict[str, Path], tmp_path: Path) -> None:
+    hub.add("owner/net", folders["net"])
+    with daemon.client() as client, pytest.raises(errors.NotAPipelineError):
+        load(client, "owner/net")
+
+
+@pytest.mark.parametrize("status", [500, 429])
+def test_a_hub_that_fails_is_no_missing_repository(hub: Hub, daemon: Daemon, status: int) -> None:
+    hub.failing = status
+    with daemon.client() as client, pytest.raises(errors.HubUnreachableError) as caught:
+        load(client, "owner/sd", timeout=60)
+    assert caught.value.retry_after
+    assert caught.value.code == "UNAVAILABLE"
+
+
+def test_what_is_in_the_cache_needs_no_hub(hub: Hub, daemon: Daemon, folders: dict[str, Path]) -> None:
+    hub.add("owner/sd", folders["sd"])
+    with daemon.client() as client:
+        with pytest.raises(errors.RepoNotFoundError, match="may not be asked"):
+            load(client, "owner/sd", local_files_only=True)
+        assert not hub.downloads()
+        pipe = load(client, "owner/sd")
+        asked = len(hub.requests)
+        load(client, "owner/sd", local_files_only=True)
+        assert len(hub.requests) == asked
+        hub.__exit__()
+        load(client, "owner/sd", revision=pipe.info.spec.revision)
+        with pytest.raises(errors.HubUnreachableError, match="network"):
+            load(client, "owner/other", timeout=60)
+
+
+def begin(action: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, failed
+
+
+def test_a_download_that_hangs_is_left_at_once_and_holds_nobody_up(
+    hub: Hub, daemon: Daemon, folders: dict[str, Path]
+) -> None:
+    hub.add("owner/large", folders["large"])
+    hub.hang_after = 12 * 2**20
+    with daemon.client(timeout=None) as client:
+        # Its call ends by its deadline, as one whose caller left does.
+        thread, failed = begin(lambda: load(client, "owner/large", timeout=6, pipeline_id="slow"))
+        assert hub.hanging.wait(30)
+        began = time.monotonic()
+        assert client.load("demo", timeout=30).components
+        assert time.monotonic() - began < 6
+        thread.join(30)
+        assert isinstance(failed[0], errors.DeadlineExceededError)
+        # The id is free as soon as nothing of it is left, though the Hub still hangs.
+        client.load("demo", pipeline_id="slow", timeout=5)
+        assert client.workers()[0].memory.reserved_bytes == 0
+        # Files that came whole are not asked for again.
+        hub.hang_after = None
+        hub.released.set()
+        assert load(client, "owner/large", timeout=60).components
+    counts = [len(hub.downloads(name)) for name in ("large.json", "unet/diffusion", "vae/diffusion")]
+    assert counts == [2, 1, 1]
+
+
+def test_a_download_goes_on_where_it_was_cut_short(hub: Hub, daemon: Daemon, folders: dict[str, Path]) -> None:
+    hub.add("owner/large", folders["large"])
+    hub.cut_after = 12 * 2**20
+    with daemon.client(timeout=120) as client:
+        assert load(client, "owner/large").components
+    assert starts(hub) == [10 * 2**20]
+
+
+def starts(hub: Hub) -> list[int]:
+    """Where requests for parts of files began."""
+    return [int(wanted.removeprefix("bytes=").partition("-")[0]) for wanted in hub.ranges]
+
+
+def test_half_precision_of_a_repository_is_kept_where_that_is_asked_for(
+    hub: Hub, daemon: Daemon, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd"], torch_dtype=torch.float16)
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    hub.add("owner/half", tmp_path / "half")
+    with daemon.client() as client:
+        loaded = load(client, "owner/half", variant="fp16", dtype="auto")
+        assert {part.dtype for part in loaded.components.values() if part.digest} == {"float16"}
+        assert all("fp16" in line for line in hub.downloads(".safetensors"))
