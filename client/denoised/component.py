@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 
@@ -126,6 +126,14 @@ class Component:
             InvalidFieldError: A value of it cannot be sent.
         """
         return cls(class_name=cls._class_name, config=_plain({**config, **kwargs}))
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any) -> NoReturn:
+        """Not supported. Raises UnsupportedError, with what to do instead."""
+        raise UnsupportedError(
+            f"{cls.__name__}.from_single_file: the daemon loads components in diffusers' own layout only.",
+            hint="Convert it once with `from_single_file` of its diffusers class and `save_pretrained`, and name that.",
+        )
 
     def __repr__(self) -> str:
         # The configuration of a live component is long.

@@ -97,6 +97,11 @@ def refusal(call: Callable[[], object]) -> tuple[str, str, dict[str, str]]:
     return error.code().name, info.reason, dict(info.metadata)
 
 
+def component(**source: Any) -> Callable[[dict[str, Path]], Spec]:
+    override = pipeline_service_pb2.Override(component=pipeline_service_pb2.ComponentSource(**source))
+    return lambda broken: Spec(repo_id="demo", overrides={"vae": override})
+
+
 BAD_LOADS = {
     "no such repository": (lambda b: Spec(repo_id="nobody/nothing"), "NOT_FOUND", "REPO_NOT_FOUND"),
     "no such directory": (lambda b: Spec(repo_id=str(b["missing"])), "NOT_FOUND", "REPO_NOT_FOUND"),
@@ -117,6 +122,53 @@ BAD_LOADS = {
         "INVALID_FIELD",
     ),
     "an unknown task": (lambda b: Spec(repo_id="demo", task=99), "INVALID_ARGUMENT", "INVALID_FIELD"),  # type: ignore[arg-type]
+    "an unknown dtype of a component": (
+        lambda b: Spec(repo_id="demo", component_dtypes={"vae": artifact_pb2.DATA_TYPE_INT8}),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+    ),
+    "a dtype of an unknown component": (
+        lambda b: Spec(repo_id="demo", component_dtypes={"vea": artifact_pb2.DATA_TYPE_FLOAT16}),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+    ),
+    "a subfolder outside": (
+        lambda b: Spec(repo_id=str(b["truncated"]), subfolder="../../.."),
+        "PERMISSION_DENIED",
+        "SOURCE_NOT_ALLOWED",
+    ),
+    "a subfolder that is not there": (
+        lambda b: Spec(repo_id=str(b["truncated"]), subfolder="nothing"),
+        "FAILED_PRECONDITION",
+        "NOT_A_PIPELINE",
+    ),
+    "a component outside": (component(repo_id="/etc"), "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
+    "a component of nothing": (component(), "INVALID_ARGUMENT", "INVALID_FIELD"),
+    "a component of two places": (
+        component(repo_id="demo", pipeline="pipelines/a", role="vae"),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+    ),
+    "a part of a pipeline that is not there": (
+        component(pipeline="pipelines/none", role="vae"),
+        "NOT_FOUND",
+        "PIPELINE_NOT_FOUND",
+    ),
+    "a part without a role": (component(pipeline="pipelines/none"), "INVALID_ARGUMENT", "INVALID_FIELD"),
+    "a class that there is not": (
+        component(repo_id="demo", subfolder="vae", class_name="AutoencoderKLM"),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+    ),
+    "another kind of component": (component(repo_id="demo", subfolder="unet"), "INVALID_ARGUMENT", "INVALID_FIELD"),
+    "no components": (
+        lambda b: Spec(
+            repo_id="demo",
+            overrides={"controlnet": pipeline_service_pb2.Override(components=pipeline_service_pb2.ComponentList())},
+        ),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+    ),
     "an unknown component": (
         lambda b: Spec(
             repo_id=str(b["truncated"]),
@@ -145,6 +197,14 @@ def test_a_bad_id_and_a_bad_lease(wire: Wire, sd_checkpoint: Path) -> None:
     spec = Spec(repo_id=str(sd_checkpoint))
     for more in ({"pipeline_id": "Not An Id"}, {"request_id": "x" * 200}, {"ttl": {"seconds": -5}}):
         assert refusal(lambda more=more: wire.load(spec, **more))[:2] == ("INVALID_ARGUMENT", "INVALID_FIELD")  # type: ignore[misc]
+
+
+def test_a_token_that_is_none(wire: Wire) -> None:
+    for token in ("hf_\r\nHost: elsewhere", "hf_ü", "x" * 2000):
+        assert refusal(lambda token=token: wire.load(Spec(repo_id="demo"), hub_token=token))[:2] == (  # type: ignore[misc]
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+        )
 
 
 def test_weights_that_can_never_fit(tmp_path: Path, checkpoint_dir: Path, sd_checkpoint: Path) -> None:

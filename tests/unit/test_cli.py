@@ -96,6 +96,24 @@ def test_load_prints_the_handle_and_nothing_else_on_stdout(daemon: FakeDaemon) -
     assert request.spec.overrides["requires_safety_checker"].value.bool_value is False
 
 
+def test_components_and_the_hub_on_the_command_line(daemon: FakeDaemon) -> None:
+    options = ("--dtype", "auto", "--subfolder", "inside", "--hub-token", "hf_x", "--local-files-only")
+    nets = ("--component", "controlnet=owner/canny", "--component", "controlnet=owner/depth:net")
+    run("load", "demo", *options, *nets, "--component", "vae=pipelines/a:vae", "--id", "source")
+    request = daemon.last(pipeline_service_pb2.LoadPipelineRequest)
+    assert (request.hub_token, request.local_files_only, request.force_download) == ("hf_x", True, False)
+    assert (request.spec.auto_dtype, request.spec.subfolder) == (True, "inside")
+    several = request.spec.overrides["controlnet"].components.components
+    assert [(each.repo_id, each.subfolder) for each in several] == [("owner/canny", ""), ("owner/depth", "net")]
+    part = request.spec.overrides["vae"].component
+    assert (part.pipeline, part.role, part.repo_id) == ("pipelines/a", "vae", "")
+    run("derive", "source", "--task", "inpainting", "--component", "controlnet=owner/canny", "--hub-token", "hf_x")
+    derived = daemon.last(pipeline_service_pb2.DerivePipelineRequest)
+    assert derived.derivation.overrides["controlnet"].component.repo_id == "owner/canny"
+    assert derived.hub_token == "hf_x"
+    run("load", "demo", "--component", "vae", code=2)
+
+
 def test_derive_and_unload_take_ids_alone(daemon: FakeDaemon) -> None:
     run("load", "demo", "--id", "apples")
     assert run("derive", "apples", "--task", "inpainting", "--id", "more").stdout == "pipelines/more\n"

@@ -145,3 +145,9 @@ def test_unknown_arguments_of_a_model_get_a_suggestion() -> None:
 def test_a_configuration_that_cannot_travel_is_refused() -> None:
     with pytest.raises(errors.InvalidFieldError, match="betas"):
         denoised.DDIMScheduler.from_config({"betas": object()})
+
+
+def test_single_files_are_refused_with_what_to_do() -> None:
+    for reference in (denoised.AutoencoderKL, denoised.AutoPipelineForText2Image):
+        with pytest.raises(errors.UnsupportedError, match="save_pretrained"):
+            reference.from_single_file("model.safetensors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from .. import parameters
 from ..errors import UnsupportedError
@@ -57,6 +57,18 @@ class _AutoPipeline:
             return await client.load(
                 pretrained_model_or_path, task=cls._task, overrides=replaced, on_progress=bar, **settings
             )
+
+    @classmethod
+    async def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any) -> NoReturn:
+        """Not supported: diffusers' Auto classes have none either.
+
+        Raises:
+            UnsupportedError: Always, with what to do instead.
+        """
+        raise UnsupportedError(
+            f"{cls.__name__}.from_single_file: the daemon loads checkpoints in diffusers' own layout only.",
+            hint="Convert it once with `from_single_file` of its diffusers class and `save_pretrained`, and load that.",
+        )
 
     @classmethod
     async def from_pipe(cls, pipeline: AsyncPipeline, **kwargs: Any) -> AsyncPipeline:

@@ -23,6 +23,7 @@ from ..channel import (
     TOKEN_VARIABLE,
 )
 from ..client import Client
+from ..component import Component
 from ..errors import DenoisedError
 from ..units import to_seconds
 
@@ -90,6 +91,31 @@ Overrides = Annotated[
         "Repeatable.",
         metavar="ROLE=JSON",
     ),
+]
+Components = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--component",
+        help="Take a component from elsewhere: vae=owner/name, unet=owner/name:unet, controlnet=/models/net, or a part "
+        "of a live pipeline, vae=pipelines/ID:vae. Repeat a role for several in it.",
+        metavar="ROLE=REPO[:SUBFOLDER]",
+    ),
+]
+HubToken = Annotated[
+    str | None,
+    typer.Option(
+        envvar="DENOISED_HUB_TOKEN",
+        help="Token of the Hugging Face Hub, for gated and private repositories. Used for these downloads only.",
+        rich_help_panel="Hub",
+    ),
+]
+LocalFilesOnly = Annotated[
+    bool,
+    typer.Option("--local-files-only", help="Use only what is in the daemon's cache.", rich_help_panel="Hub"),
+]
+ForceDownload = Annotated[
+    bool,
+    typer.Option("--force-download", help="Download again what is in the daemon's cache.", rich_help_panel="Hub"),
 ]
 
 DefaultTarget = DEFAULT_TARGET
@@ -182,6 +208,22 @@ def parse_adapters(items: Sequence[str] | None) -> list[Adapter] | None:
         except ValueError as error:
             raise typer.BadParameter(f"{scale!r} is no number.", param_hint="--lora") from error
     return adapters
+
+
+def parse_components(items: Sequence[str] | None) -> dict[str, Any]:
+    """Components by role, several in one role as a list. Raises typer.BadParameter for what names none."""
+    found: dict[str, list[Component]] = {}
+    for item in items or ():
+        role, equals, text = item.partition("=")
+        repo_id, _, subfolder = text.partition(":")
+        if not equals or not role.isidentifier() or not repo_id:
+            raise typer.BadParameter(f"{item!r} is not of the form ROLE=REPO[:SUBFOLDER].", param_hint="--component")
+        if repo_id.startswith("pipelines/"):
+            component = Component(pipeline=repo_id, role=subfolder or role)
+        else:
+            component = Component(repo_id, subfolder)
+        found.setdefault(role, []).append(component)
+    return {role: several if len(several) > 1 else several[0] for role, several in found.items()}
 
 
 def check_writable(path: Path) -> None:

@@ -13,8 +13,12 @@ from ..units import format_bytes
 from ..v1 import pipeline_service_pb2 as pb
 from .console import ago, print_json, print_table, to_json, until
 from .options import (
+    Components,
     DefaultTarget,
+    ForceDownload,
+    HubToken,
     Json,
+    LocalFilesOnly,
     Overrides,
     PipelineId,
     Shared,
@@ -23,6 +27,7 @@ from .options import (
     Ttl,
     connect,
     parse_assignments,
+    parse_components,
     parse_ttl,
 )
 
@@ -42,13 +47,21 @@ def load(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Element type of the weights: float32 (the default), float16, bfloat16 or float64."),
+        typer.Option(
+            help="Element type of the weights: float32 (the default), float16, bfloat16, float64, or auto for that of "
+            "the files."
+        ),
     ] = None,
     pipeline_id: PipelineId = None,
     ttl: Ttl = None,
     variant: Annotated[str, typer.Option(help="Weight variant, such as fp16.")] = "",
     revision: Annotated[str, typer.Option(help="Branch, tag or commit. Defaults to main.")] = "",
+    subfolder: Annotated[str, typer.Option(help="Folder inside the repository that has the pipeline.")] = "",
     override: Overrides = None,
+    component: Components = None,
+    hub_token: HubToken = None,
+    local_files_only: LocalFilesOnly = False,
+    force_download: ForceDownload = False,
     shared: Shared = False,
     json: Json = False,
     target: Target = DefaultTarget,
@@ -61,9 +74,10 @@ def load(
     [bold]Examples[/bold]
     [cyan]denoised load demo[/cyan]
     [cyan]denoised load stabilityai/stable-diffusion-xl-base-1.0 --dtype float16 --variant fp16 --ttl 2h[/cyan]
+    [cyan]denoised load owner/name --component controlnet=owner/canny --component vae=other/name:vae[/cyan]
     [cyan]PIPE=$(denoised load demo --task text-to-image --override safety_checker=null)[/cyan]
     """
-    overrides, seconds = parse_assignments(override, "--override"), parse_ttl(ttl)
+    overrides, seconds = parse_assignments(override, "--override") | parse_components(component), parse_ttl(ttl)
     with connect(target, token) as client, LoadingBar({"disable": None}) as bar:
         pipe = client.load(
             repo,
@@ -71,7 +85,11 @@ def load(
             dtype=dtype,
             variant=variant,
             revision=revision,
+            subfolder=subfolder,
             overrides=overrides,
+            hub_token=hub_token or "",
+            local_files_only=local_files_only,
+            force_download=force_download,
             ttl=seconds,
             pipeline_id=pipeline_id or "",
             shared=shared,
@@ -86,21 +104,35 @@ def derive(
     pipeline_id: PipelineId = None,
     ttl: Ttl = None,
     override: Overrides = None,
+    component: Components = None,
+    hub_token: HubToken = None,
+    local_files_only: LocalFilesOnly = False,
+    force_download: ForceDownload = False,
     shared: Shared = False,
     json: Json = False,
     target: Target = DefaultTarget,
     token: Token = None,
 ) -> None:
-    """Make a pipeline for another task from a live one, without new memory.
+    """Make a pipeline for another task from a live one, without new memory but for components that it is given.
 
     Both are pipelines in their own right: unload either, the other stays.
 
     [bold]Example[/bold]
     [cyan]denoised derive pipelines/apples --task inpainting --id apples-inpaint[/cyan]
     """
-    overrides, seconds = parse_assignments(override, "--override"), parse_ttl(ttl)
+    overrides, seconds = parse_assignments(override, "--override") | parse_components(component), parse_ttl(ttl)
     with connect(target, token) as client:
-        pipe = client.derive(name, task, overrides=overrides, ttl=seconds, pipeline_id=pipeline_id or "", shared=shared)
+        pipe = client.derive(
+            name,
+            task,
+            overrides=overrides,
+            ttl=seconds,
+            pipeline_id=pipeline_id or "",
+            shared=shared,
+            hub_token=hub_token or "",
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
     _print_handle(pipe.info, json=json)
 
 
