@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from denoised.errors import GatedRepoError, HubUnreachableError, NotAPipelineError, RepoNotFoundError
-from denoised_server.messages import Access, ComponentSource, LoadProgress
+from denoised_server.messages import Access, ComponentSource, LoadProgress, Spec
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from huggingface_hub import HfApi, snapshot_download
@@ -46,23 +46,23 @@ class Downloads:
     ) -> None:
         self._access, self._progress, self._check_cancelled = access, progress, check_cancelled
 
-    def pipeline(
-        self, repo_id: str, *, revision: str, variant: str, use_safetensors: bool | None, subfolder: str
-    ) -> str:
-        """Brings the files of a pipeline into the cache, and returns their commit."""
-        if subfolder:
-            return self._snapshot(repo_id, revision, [f"{subfolder}/*"])
+    def pipeline(self, spec: Spec) -> str:
+        """Brings the files of a pipeline into the cache, and returns their commit. What is overridden is left there."""
+        repo_id, revision = spec.repo_id, spec.revision
+        if spec.subfolder:
+            return self._snapshot(repo_id, revision, [f"{spec.subfolder}/*"])
 
         def download(local_files_only: bool) -> str:
             return str(
                 DiffusionPipeline.download(
                     repo_id,
                     revision=revision or None,
-                    variant=variant or None,
-                    use_safetensors=use_safetensors,
+                    variant=spec.variant or None,
+                    use_safetensors=spec.use_safetensors,
                     token=self._access.token or None,
                     local_files_only=local_files_only,
                     force_download=self._access.force_download,
+                    **dict.fromkeys(spec.overrides),
                 )
             )
 

@@ -54,14 +54,7 @@ class Sources:
         spec = recipe.spec
         if self._local(spec.repo_id) is None:
             _check_repo_id(spec.repo_id)
-            commit = downloads.pipeline(
-                spec.repo_id,
-                revision=spec.revision,
-                variant=spec.variant,
-                use_safetensors=spec.use_safetensors,
-                subfolder=spec.subfolder,
-            )
-            spec = replace(spec, revision=commit)
+            spec = replace(spec, revision=downloads.pipeline(spec))
         spec = replace(spec, overrides=self._fetch_overrides(spec.overrides, downloads))
         return replace(
             recipe, spec=spec, derivations=tuple(self.fetch_derivation(step, downloads) for step in recipe.derivations)
