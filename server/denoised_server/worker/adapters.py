@@ -19,7 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from denoised.errors import AdapterMismatchError, DamagedWeightsError, DenoisedError, NoRoomError
+import torch
+from denoised.errors import (
+    AdapterMismatchError,
+    DamagedWeightsError,
+    DenoisedError,
+    DeviceOutOfMemoryError,
+    NoRoomError,
+)
 from denoised_server.messages import AdapterCall, AdapterSource, Component
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
@@ -248,6 +255,12 @@ class AdapterStore:
             weights = self._enter(identity, step, fresh, user, measured)
         except DenoisedError:
             raise
+        except (torch.OutOfMemoryError, MemoryError):
+            raise DeviceOutOfMemoryError(
+                "The device ran out of memory while an adapter was loaded.",
+                hint="Unload a pipeline or other adapters.",
+                retry_after=1.0,
+            ) from None
         except Exception as error:
             logger.debug("an adapter cannot be used", exc_info=error)
             raise AdapterMismatchError(
