@@ -13,6 +13,7 @@ from denoised.errors import InvalidFieldError
 from denoised.values import Plain
 from denoised_server.messages import Load, PipelineSettings, Recipe, Spec, Update
 from denoised_server.updates import Change
+from denoised_server.worker.tallies import Lone
 from diffusers import StableDiffusionPipeline
 
 from tests.unit.worker_driver import Driver, images
@@ -71,12 +72,22 @@ def test_a_feature_does_what_it_does_in_one_process_and_for_one_pipeline(
     set_features(driver, **features)
     running = [driver.generate(name, **REQUEST) for name in ("pipelines/a", "pipelines/b", "pipelines/a")]
     one, other, again = (images(each.result()) for each in running)
-    np.testing.assert_array_equal(one, changed)
-    np.testing.assert_array_equal(again, changed)
-    np.testing.assert_allclose(other, plain, atol=1e-4)
+    for actual, wanted in ((one, changed), (again, changed), (other, plain)):
+        np.testing.assert_allclose(actual, wanted, atol=1e-4)
+    np.testing.assert_array_equal(paint(driver, "pipelines/a"), changed)
     np.testing.assert_array_equal(paint(driver, "pipelines/b"), plain)
     set_features(driver)
     np.testing.assert_array_equal(paint(driver, "pipelines/a"), plain)
+
+
+def test_only_calls_of_what_a_feature_changes_run_alone(driver: Driver) -> None:
+    set_features(driver, vae_tiling={})
+    running = [driver.generate("pipelines/a", **REQUEST, seed=seed) for seed in range(3)]
+    for each in running:
+        each.result()
+    tallies = driver.worker._engine.batches.tallies
+    assert tallies["AutoencoderKL.decode"].lone_calls[Lone.CHANGED] == 3
+    assert tallies["UNet2DConditionModel.forward"].lone_calls[Lone.CHANGED] == 0
 
 
 def test_slices_are_decoded_one_by_one(driver: Driver) -> None:

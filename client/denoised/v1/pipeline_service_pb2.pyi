@@ -309,7 +309,7 @@ class PipelineSettings(google.protobuf.message.Message):
     def features(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.MapValue]:
         """Features that diffusers switches with `enable_…` methods, by the name that follows, with their arguments:
         "vae_tiling" and "vae_slicing" without any, "freeu" with "s1", "s2", "b1" and "b2". They are in force for this
-        pipeline alone, whose calls run alone meanwhile. Defaults to none.
+        pipeline alone; calls of the components that they change are not joined with others. Defaults to none.
         """
 
     def __init__(

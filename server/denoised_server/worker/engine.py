@@ -204,7 +204,7 @@ class Engine:
         request = runner.request
         request.costs.calls += 1
         self.batches.counts["calls"] += 1
-        lone, arguments = self._why_alone(runner), None
+        lone, arguments = self._why_alone(runner, method), None
         if lone is None:
             arguments = joining.describe(method.parameters, args, kwargs)
         call = Call(method, args, kwargs, arguments, runner.changes, request.costs, lone or Lone.UNBATCHED)
@@ -212,10 +212,10 @@ class Engine:
         runner.pending = Pending(_Waiting(runner, call), call.key, request.entrant, rows)
         self._coalescing.add(runner.pending)
 
-    def _why_alone(self, runner: _Runner) -> Lone | None:
+    def _why_alone(self, runner: _Runner, method: Method) -> Lone | None:
         if runner.request.alone:
             return Lone.FORBIDDEN
-        if runner.changes:
+        if runner.changes.touches(method.module):
             # What a request has changed is in force for its own calls only.
             return Lone.CHANGED
         # Nobody joins one that is by itself.

@@ -109,6 +109,14 @@ class Overlay:
     def __bool__(self) -> bool:
         return bool(self._changes)
 
+    def touches(self, module: nn.Module) -> bool:
+        """Whether something of the module, or of its parts, is changed."""
+        if not self._changes:
+            return False
+        # Anew each time: parts come and go with adapters.
+        parts = {id(part) for part in module.modules()}
+        return any(changed in parts for changed, _ in self._changes)
+
     def note_attribute(self, module: nn.Module, name: str) -> None:
         """To be called before the attribute is set."""
         self._note((id(module), name), lambda: _Attribute(module, name))
