@@ -27,6 +27,10 @@ SCOPES: Mapping[str, Scope] = {
     "/denoised.v1.GenerationService/Generate": Scope.GENERATE,
     "/denoised.v1.GenerationService/GenerateInteractively": Scope.GENERATE,
     "/denoised.v1.GenerationService/EncodePrompt": Scope.GENERATE,
+    "/denoised.v1.GenerationService/ResumeGeneration": Scope.GENERATE,
+    "/denoised.v1.GenerationService/CancelGeneration": Scope.GENERATE,
+    "/denoised.v1.GenerationService/GetGeneration": Scope.READ,
+    "/denoised.v1.GenerationService/ListGenerations": Scope.READ,
     "/denoised.v1.WorkerService/ListWorkers": Scope.READ,
     "/denoised.v1.WorkerService/GetServerInfo": Scope.READ,
 }

@@ -25,6 +25,7 @@ class Admission(Generic[T]):
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._running: dict[T, float] = {}
+        self._alone: set[T] = set()
         self._waiting: list[tuple[int, int, T]] = []
         self._arrivals = itertools.count()
         self._durations: deque[float] = deque(maxlen=RECENT)
@@ -37,26 +38,42 @@ class Admission(Generic[T]):
     def waiting_count(self) -> int:
         return len(self._waiting)
 
-    def add(self, ticket: T, *, priority: int = 0) -> None:
-        """Puts a ticket in line; `admit` says when it may run."""
-        if len(self._running) >= self._max_running and len(self._waiting) >= self._max_waiting:
+    def add(self, ticket: T, *, priority: int = 0, alone: bool = False, again: bool = False) -> None:
+        """Puts a ticket in line; `admit` says when it may run.
+
+        One that is to run `alone` runs with nothing beside it; one that comes `again` was admitted before, and is not
+        refused.
+        """
+        is_full = len(self._running) >= self._max_running and len(self._waiting) >= self._max_waiting
+        if is_full and not again:
             raise QueueFullError(
                 f"{len(self._waiting)} requests are waiting already.",
                 hint="Try again later, or raise the daemon's setting max_waiting.",
                 retry_after=self._retry_after(),
             )
         bisect.insort(self._waiting, (-priority, next(self._arrivals), ticket))
+        if alone:
+            self._alone.add(ticket)
 
     def admit(self, now: float) -> list[T]:
         """Takes out of the line who may run from now on."""
-        count = max(0, self._max_running - len(self._running))
-        admitted = [ticket for _, _, ticket in self._waiting[:count]]
-        del self._waiting[:count]
-        self._running.update(dict.fromkeys(admitted, now))
+        admitted: list[T] = []
+        for _, _, ticket in self._waiting:
+            if not self._has_room_for(ticket):
+                break
+            self._running[ticket] = now
+            admitted.append(ticket)
+        del self._waiting[: len(admitted)]
         return admitted
+
+    def _has_room_for(self, ticket: T) -> bool:
+        if self._running and (ticket in self._alone or not self._alone.isdisjoint(self._running)):
+            return False
+        return len(self._running) < self._max_running
 
     def release(self, ticket: T, now: float) -> None:
         """Forgets a ticket that has finished, or that does not want to wait any longer."""
+        self._alone.discard(ticket)
         if ticket in self._running:
             self._durations.append(now - self._running.pop(ticket))
         else:

@@ -10,7 +10,7 @@ import base64
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from denoised.values import Artifact
 
@@ -19,8 +19,15 @@ from . import messages
 KINDS: dict[str, Any] = {
     name: kind for name, kind in vars(messages).items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 } | {"Artifact": Artifact}
+T = TypeVar("T")
 # What JSON has no word for is an object with this key.
 TAG = "@"
+
+
+def kept(kind: type[T]) -> type[T]:
+    """Marks a dataclass that is none of the messages to workers, and is kept too."""
+    KINDS[kind.__name__] = kind
+    return kind
 
 
 def encode(value: object) -> str:

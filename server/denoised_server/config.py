@@ -152,6 +152,19 @@ class Settings(BaseSettings):
             "or :memory: (they end with it)."
         ),
     ] = "disk"
+    keep_requests: Annotated[
+        bool,
+        Field(
+            description="Whether requests of detached generations, prompts and images included, are kept on disk until "
+            "they are done, so that they are run again after a crash."
+        ),
+    ] = True
+    results_ttl: Annotated[
+        Seconds, Field(ge=0, description="Seconds that results of detached generations are kept after their end.")
+    ] = 86_400
+    results_bytes: Annotated[Bytes, Field(ge=0, description="Bytes of results that are kept; the oldest go first.")] = (
+        2**30
+    )
     memory_budget: Annotated[
         int | float | Auto,
         BeforeValidator(_budget),

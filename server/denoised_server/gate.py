@@ -36,10 +36,15 @@ class Gate:
         return self._admission.waiting_count
 
     @asynccontextmanager
-    async def enter(self, *, priority: int, moved: Callable[[int], None]) -> AsyncIterator[None]:
-        """Waits for a place and holds it; `moved` hears each new position. Raises QueueFullError."""
+    async def enter(
+        self, *, priority: int, moved: Callable[[int], None], alone: bool = False, again: bool = False
+    ) -> AsyncIterator[None]:
+        """Waits for a place and holds it; `moved` hears each new position. `alone` and `again` are as for admission.
+
+        Raises QueueFullError.
+        """
         ticket = _Ticket(asyncio.get_running_loop().create_future(), moved)
-        self._admission.add(ticket, priority=priority)
+        self._admission.add(ticket, priority=priority, alone=alone, again=again)
         try:
             self._advance()
             await ticket.admitted

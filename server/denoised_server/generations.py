@@ -1,105 +1,56 @@
-"""Generations in flight: each a task that makes events, and a channel that carries them to the caller."""
+"""Generations in flight: each a task that makes events, and a log of them that callers read."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
-from denoised.errors import DenoisedError, InternalError, InvalidFieldError, PipelineNotFoundError, QueueFullError
+from denoised.errors import (
+    DenoisedError,
+    GenerationCancelledError,
+    GenerationNotFoundError,
+    InternalError,
+    InvalidFieldError,
+    JournalUnavailableError,
+    PipelineNotFoundError,
+    QueueFullError,
+    WorkerLostError,
+)
 
 from . import arguments
 from .admission import MIN_RETRY_SECONDS
-from .channel import Channel
+from .background import Background
+from .callers import Caller
+from .detached import Detached
+from .eventlog import Numbered, behind
 from .executor import Executor
 from .gate import Gate
-from .handles import Handle
-from .messages import Finished, Generate, Loaded, Output, Progress, Ready, Recipe, Reply, StepEnd
+from .generation import Generation, GenerationEvent, GenerationView, Making, Started, State, Summary, Terms
+from .handles import MAX_REQUEST_ID, Handle
+from .messages import Finished, Generate, Output, Progress, Ready, Reply, StepEnd
 from .observer import Observer
+from .paging import page
+from .replays import Refusals, Verdict, digest, refusal
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "generations/"
+NAME = re.compile(r"generations/[a-z][a-z0-9-]{0,62}")
+# Between two tries to keep a result.
+KEEP_SECONDS = 1.0
 SEED_BITS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """The generation waits; so many will run before it."""
-
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Making:
-    """What outputs are made with and from: the pipeline as it was when the run began, and the worker."""
-
-    command: Generate
-    recipe: Recipe
-    loaded: Loaded
-    ready: Ready
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The generation is over. Times in seconds; no seeds where the caller sent generator states."""
-
-    queue_seconds: float
-    finished: Finished
-    seeds: tuple[int, ...]
-    making: Making
-
-
-GenerationEvent = Queued | Progress | StepEnd | Output | Summary
-
-
-class _Generation:
-    """Runs apart from its caller, so that it can be ended while the caller is busy with a slow connection."""
-
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle
-        self.events = Channel[GenerationEvent]()
-        self.is_admitted = False
-        self.has_begun = False
-        # The worker that waits for a reply; empty while none does.
-        self.asking = ""
-        self.hears = True
-        self._task: asyncio.Task[None]
-
-    def begin(self, work: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
-        """Starts the work, which puts its events into `events`; `ended` is called when nothing of it runs any more."""
-        self._task = asyncio.create_task(self._run(work))
-        self._task.add_done_callback(lambda _: ended())
-
-    def interrupt(self, error: DenoisedError) -> None:
-        """Ends it now; the caller gets the error."""
-        self.events.end(error)
-        self._task.cancel()
-
-    async def leave(self) -> None:
-        """Ends it because the caller is gone, or has everything."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    def queued(self, position: int) -> None:
-        self.events.put(Queued(position))
-
-    async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except Exception as error:
-            self.events.end(error)
-        else:
-            self.events.end()
-
-
 class Generations:
-    """Runs pipelines, no more on a worker at a time than its gate admits.
+    """Runs pipelines, no more on a worker at a time than its gate admits, and again when a worker dies.
 
     `bring_back` returns with a handle's pipeline live on a worker, `missing` hears that the worker does not hold it
     after all, `changed` is called after any change, and `ready` says what a worker is.
@@ -117,8 +68,11 @@ class Generations:
         max_running: int,
         max_waiting: int,
         max_pixels: int,
+        detached: Detached,
     ) -> None:
         self._executor = executor
+        self._detached = detached
+        self._background = Background()
         self._bring_back = bring_back
         self._missing = missing
         self._changed = changed
@@ -128,7 +82,10 @@ class Generations:
         self._max_waiting = max_waiting
         self._max_pixels = max_pixels
         self._gates: dict[str, Gate] = {}
-        self._running: set[_Generation] = set()
+        self._running: dict[str, Generation] = {}
+        self._requests: dict[tuple[str, str], Generation] = {}
+        self._refusals = Refusals()
+        self._last_number = 0
 
     def __bool__(self) -> bool:
         return bool(self._running)
@@ -143,81 +100,263 @@ class Generations:
 
     def counts(self) -> Counter[str]:
         """How many there are of each pipeline, by its name."""
-        return Counter(generation.handle.name for generation in self._running)
+        return Counter(generation.handle.name for generation in self._running.values())
 
-    def interrupt(self, error: DenoisedError, chosen: Callable[[Handle, bool], bool]) -> None:
-        """Ends those for whose handle, and whether they were admitted, `chosen` says so."""
-        for generation in tuple(self._running):
-            if chosen(generation.handle, generation.is_admitted):
+    def interrupt(self, error: DenoisedError, chosen: Callable[[Generation], bool]) -> None:
+        """Ends those that are chosen."""
+        for generation in tuple(self._running.values()):
+            if chosen(generation):
                 generation.interrupt(error)
 
+    def lose(self, worker: str, *, is_busy: bool) -> None:
+        """Records which ran on a worker that died; `is_busy` says that it did something else, too."""
+        running = [generation for generation in self._running.values() if generation.worker == worker]
+        for generation in running:
+            generation.was_alone = len(running) == 1 and not is_busy
+
+    async def stop(self) -> None:
+        await self._background.stop()
+
+    # What callers ask
+
     async def generate(
-        self, handle: Handle, command: Generate, replies: AsyncIterator[Reply] | None = None
-    ) -> AsyncGenerator[GenerationEvent, None]:
-        """Runs a pipeline. Closing the generator ends the run at its next step, or where it waits for a reply.
+        self, handle: Handle, command: Generate, terms: Terms, replies: AsyncIterator[Reply] | None = None
+    ) -> AsyncGenerator[Numbered[GenerationEvent], None]:
+        """Runs a pipeline. When nobody reads its events any more, it ends at its next step, unless it is detached.
 
         Each StepEnd takes the next of the replies.
         """
-        self._check(handle, command)
+        _check_terms(terms, replies)
+        events = self._join(command, terms)
+        if events is None:
+            generation = self._make(handle, command, terms)
+            events = self._read(generation)
+            if terms.detached:
+                await self._accept(generation)
+            self._begin(generation)
+            if replies is not None:
+                generation.listen(self._listen(generation, replies))
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def resume(self, name: str, after: int, caller: Caller) -> AsyncGenerator[Numbered[GenerationEvent], None]:
+        """The events of a generation after one of them."""
+        self.get(name, caller)
+        if (generation := self._running.get(name)) is not None:
+            events = self._read(generation, after)
+        else:
+            events = self._read_kept(name, after)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    def get(self, name: str, caller: Caller) -> GenerationView:
+        if not NAME.fullmatch(name):
+            raise InvalidFieldError.of(
+                "name",
+                f"{name[:80]!r} is not the name of a generation.",
+                hint='Names have the form "generations/{id}".',
+            )
+        generation = self._running.get(name)
+        view = generation.view() if generation is not None else self._detached.find(name)
+        if view is not None and caller.owns(view.owner):
+            return view
+        raise GenerationNotFoundError(
+            f"There is no {name}; its result may not be kept any more.",
+            hint="Results of detached generations are kept for as long as the daemon's setting results_ttl says.",
+            metadata={"generation": name},
+        )
+
+    def page(self, *, size: int, token: str, caller: Caller) -> tuple[list[GenerationView], str]:
+        """One page of those that wait or run, and of those that are kept, oldest first."""
+        views = {view.name: view for view in self._detached}
+        views |= {name: generation.view() for name, generation in self._running.items()}
+        ordered = sorted(filter(lambda view: caller.owns(view.owner), views.values()), key=lambda view: view.number)
+        return page(ordered, key=lambda view: view.number, size=size, token=token)
+
+    def cancel(self, name: str, caller: Caller) -> GenerationView:
+        """Ends a generation at its next step."""
+        self.get(name, caller)
+        if (generation := self._running.get(name)) is not None:
+            generation.interrupt(GenerationCancelledError(f"{name} was cancelled.", metadata={"generation": name}))
+        return self.get(name, caller)
+
+    async def restore(self, find: Callable[[str], Handle]) -> None:
+        """Runs what an earlier process accepted and did not finish."""
+        for pending in await self._detached.open():
+            try:
+                handle = find(pending.view.pipeline)
+            except DenoisedError as error:
+                await self._detached.refuse(pending, error, time.time())
+                continue
+            view = pending.view
+            generation = Generation(
+                name=view.name,
+                number=view.number,
+                handle=handle,
+                asked=pending.asked,
+                command=pending.command,
+                terms=Terms(pending.request_id, detached=True, owner=view.owner),
+                create_time=view.create_time,
+            )
+            self._add(generation)
+            self._begin(generation)
+            logger.info("%s is run again", view.name)
+        kept = (view.number for view in self._detached)
+        self._last_number = max((self._last_number, *kept))
+
+    def leave_for_later(self, error: DenoisedError, chosen: Callable[[Generation], bool]) -> None:
+        """Ends those that are chosen; the detached ones of them are run by the next process."""
+        for generation in tuple(self._running.values()):
+            if chosen(generation) and not generation.is_over:
+                generation.is_left_for_later = generation.terms.detached
+                generation.interrupt(error)
+
+    # Steps of the above
+
+    async def _read(self, generation: Generation, after: int = 0) -> AsyncGenerator[Numbered[GenerationEvent], None]:
+        generation.readers += 1
+        try:
+            async with aclosing(generation.log.read(after)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            generation.readers -= 1
+            if not (generation.readers or generation.terms.detached):
+                await generation.leave()
+
+    async def _read_kept(self, name: str, after: int) -> AsyncGenerator[Numbered[GenerationEvent], None]:
+        events, error = await self._detached.read(name)
+        for event in behind(events, after):
+            yield event
+        if error is not None:
+            raise error
+
+    def _join(self, command: Generate, terms: Terms) -> AsyncGenerator[Numbered[GenerationEvent], None] | None:
+        if not terms.request_id:
+            return None
+        running = self._requests.get(terms.key)
+        if running is not None and (running.readers or running.terms.detached):
+            found, is_same = self._read(running), digest(running.asked) == digest(command)
+        else:
+            view, is_same = self._detached.find_request(terms, command)
+            if view is None:
+                return None
+            found = self._read_kept(view.name, 0)
+        if not is_same:
+            raise InvalidFieldError.of(
+                "request_id", "it was sent with another request.", hint="Send a fresh UUID with each new request."
+            )
+        return found
+
+    def _make(self, handle: Handle, asked: Generate, terms: Terms) -> Generation:
+        self._check(handle, asked)
+        self._refusals.check(asked, time.time())
+        command = asked
+        if terms.detached:
+            # The deadline is the caller's.
+            command = replace(command, timeout=None)
         if command.callbacks:
             command = replace(command, conversation=secrets.token_hex(16))
         if not command.seeds and not command.generators:
             # Drawn here, so that a run that has to be repeated makes the same images.
             command = replace(command, seeds=(secrets.randbits(SEED_BITS),))
-        generation = _Generation(handle)
-        if not handle.worker:
-            self._queue_for_load(generation)
-        self._running.add(generation)
-        handle.pins += 1
-        self._changed()
-        generation.begin(partial(self._run, generation, command), ended=partial(self._ended, generation))
-        listening = None
-        if replies is not None:
-            listening = asyncio.create_task(self._listen(generation, command.conversation, replies))
-        try:
-            async for event in generation.events:
-                yield event
-        finally:
-            if listening is not None:
-                listening.cancel()
-            await generation.leave()
+        name = f"{PREFIX}g{secrets.token_hex(12)}"
+        generation = Generation(name, self._last_number + 1, handle, asked, command, terms, time.time())
+        position = None if handle.worker else self._place_in_queue()
+        self._add(generation)
+        if position is not None:
+            generation.queued(position)
+        return generation
 
-    def _queue_for_load(self, generation: _Generation) -> None:
+    def _add(self, generation: Generation) -> None:
+        generation.log.put(Started(generation.name, generation.command.seeds))
+        self._last_number = max(self._last_number, generation.number)
+        self._running[generation.name] = generation
+        if generation.terms.request_id:
+            self._requests[generation.terms.key] = generation
+        generation.handle.pins += 1
+        self._changed()
+
+    async def _accept(self, generation: Generation) -> None:
+        try:
+            await self._detached.accept(generation)
+        except BaseException as error:
+            # Others may have joined by its request_id.
+            generation.log.end(error if isinstance(error, DenoisedError) else InternalError("It was not accepted."))
+            self._remove(generation)
+            raise
+
+    def _begin(self, generation: Generation) -> None:
+        generation.begin(partial(self._run, generation), ended=partial(self._ended, generation))
+
+    def _place_in_queue(self) -> int:
         """The gate of a worker bounds its queue; before there is a worker, no more wait than one could take at once."""
-        waiting = sum(not (other.is_admitted or other.handle.worker) for other in self._running)
+        waiting = sum(not (other.worker or other.handle.worker) for other in self._running.values())
         if waiting >= self._max_running + self._max_waiting:
             raise QueueFullError(
                 f"{waiting} requests are waiting for pipelines that are being loaded.",
                 hint="Try again later, or raise the daemon's setting max_waiting.",
                 retry_after=MIN_RETRY_SECONDS,
             )
-        generation.queued(waiting)
+        return waiting
 
-    async def _run(self, generation: _Generation, command: Generate) -> None:
-        handle, began, retried = generation.handle, time.monotonic(), False
-        while not generation.is_admitted:
+    async def _run(self, generation: Generation) -> None:
+        while not await self._survive(generation):
+            generation.worker, generation.has_begun = "", False
+
+    async def _survive(self, generation: Generation) -> bool:
+        """Runs it to its end; returns False where its worker died and it is to be run again."""
+        generation.was_alone = False
+        try:
+            await self._run_once(generation)
+        except WorkerLostError:
+            if generation.command.callbacks:
+                # A replay would ask the caller's callbacks again what they have replied to.
+                raise
+            verdict = generation.deaths.judge(was_alone=generation.was_alone)
+            logger.warning("a worker died under %s: %s", generation.name, verdict.name)
+            if verdict is Verdict.REFUSE:
+                self._refusals.remember(generation.asked, time.time())
+                raise refusal() from None
+            if verdict is Verdict.GIVE_UP:
+                raise
+            generation.must_run_alone = verdict is Verdict.REPLAY_ALONE
+            return False
+        return True
+
+    async def _run_once(self, generation: Generation) -> None:
+        handle, command = generation.handle, generation.command
+        began, has_retried = time.monotonic(), False
+        while not generation.worker:
             await self._bring_back(handle)
             # Again: before its first load, the pipeline's parameters were not known.
             self._check(handle, command)
             worker, loaded = handle.worker, handle.loaded
-            async with self.gate(worker).enter(priority=command.priority, moved=generation.queued):
+            async with self.gate(worker).enter(
+                priority=command.priority,
+                moved=generation.queued,
+                alone=generation.must_run_alone,
+                again=generation.deaths.count > 0,
+            ):
                 # The worker may have died while this one waited; then what it held is built anew.
                 if handle.worker == worker:
-                    generation.is_admitted = True
+                    generation.worker, generation.state = worker, State.RUNNING
                     queue_seconds = time.monotonic() - began
                     self._observer.admitted(queue_seconds)
                     try:
-                        await self._relay(generation, worker, command, queue_seconds)
+                        await self._relay(generation, queue_seconds)
                     except PipelineNotFoundError:
-                        if retried or generation.has_begun:
+                        if has_retried or generation.has_begun:
                             raise
                         logger.warning("%s does not hold %s, which is built again", worker, handle.name)
-                        generation.is_admitted, retried = False, True
+                        generation.worker, has_retried = "", True
                         # Another generation may have found out first.
                         if handle.loaded is loaded:
                             self._missing(handle)
 
-    async def _listen(self, generation: _Generation, conversation: str, replies: AsyncIterator[Reply]) -> None:
+    async def _listen(self, generation: Generation, replies: AsyncIterator[Reply]) -> None:
         try:
             async for reply in replies:
                 worker, generation.asking = generation.asking, ""
@@ -225,7 +364,7 @@ class Generations:
                     raise InvalidFieldError.of(
                         "reply", "no callback was asked.", hint="Send one for each `step_end`, after it."
                     )
-                command = replace(reply, conversation=conversation)
+                command = replace(reply, conversation=generation.command.conversation)
                 async with aclosing(self._executor.submit(worker, command)) as nothing:
                     async for _ in nothing:
                         pass
@@ -238,10 +377,10 @@ class Generations:
             # What gRPC raises when the call ends, which ends the generation too.
             logger.debug("no more replies", exc_info=True)
 
-    async def _relay(self, generation: _Generation, worker: str, command: Generate, queue_seconds: float) -> None:
+    async def _relay(self, generation: Generation, queue_seconds: float) -> None:
+        worker, command, handle = generation.worker, generation.command, generation.handle
         if command.timeout is not None:
-            command = replace(command, timeout=command.timeout - queue_seconds)
-        handle = generation.handle
+            command = replace(command, timeout=command.timeout - (time.time() - generation.create_time))
         assert handle.loaded is not None, "what runs is on a worker"
         making = Making(command, handle.recipe, handle.loaded, self._ready(worker))
         async with aclosing(self._executor.submit(worker, command)) as events:
@@ -249,16 +388,17 @@ class Generations:
                 generation.has_begun = True
                 match event:
                     case Progress() | Output():
-                        if isinstance(event, Output) and event.field == "images":
+                        is_new = generation.advance(event)
+                        if is_new and isinstance(event, Output) and event.field == "images":
                             self._observer.images_made(image_count(event, command.output_type))
-                        generation.events.put(event)
                     case StepEnd():
                         if not generation.hears:
                             raise _deaf()
                         generation.asking = worker
-                        generation.events.put(event)
+                        generation.log.put(event)
                     case Finished():
-                        generation.events.put(Summary(queue_seconds, event, command.seeds, making))
+                        summary = Summary(queue_seconds, event, command.seeds, making, generation.deaths.count)
+                        generation.log.put(summary)
                     case _:
                         raise InternalError(f"{worker} answered a Generate with a {type(event).__name__}.")
 
@@ -266,11 +406,39 @@ class Generations:
         if handle.loaded is not None:
             arguments.check(command, handle.loaded.parameters, max_pixels=self._max_pixels)
 
-    def _ended(self, generation: _Generation) -> None:
-        self._running.discard(generation)
-        generation.handle.pins -= 1
+    def _ended(self, generation: Generation) -> None:
         generation.handle.last_use_time = time.time()
+        if generation.terms.detached and generation.is_over and not generation.is_left_for_later:
+            self._background.spawn(self._finish(generation), name=f"result of {generation.name}")
+        else:
+            self._remove(generation)
+
+    async def _finish(self, generation: Generation) -> None:
+        """Keeps a result, however long the journal cannot have it; callers who come meanwhile get it from memory."""
+        try:
+            while True:
+                try:
+                    return await self._detached.finish(generation)
+                except JournalUnavailableError as error:
+                    logger.error("the result of %s is not kept yet: %s", generation.name, error)
+                    await asyncio.sleep(KEEP_SECONDS)
+        finally:
+            self._remove(generation)
+
+    def _remove(self, generation: Generation) -> None:
+        del self._running[generation.name]
+        if self._requests.get(generation.terms.key) is generation:
+            del self._requests[generation.terms.key]
+        generation.handle.pins -= 1
         self._changed()
+
+
+def _check_terms(terms: Terms, replies: AsyncIterator[Reply] | None) -> None:
+    if len(terms.request_id) > MAX_REQUEST_ID:
+        raise InvalidFieldError.of("request_id", f"it is longer than {MAX_REQUEST_ID} characters.", hint="Send a UUID.")
+    if replies is not None and (terms.request_id or terms.detached):
+        field = "request_id" if terms.request_id else "on_disconnect"
+        raise InvalidFieldError.of(field, "a call with callbacks cannot do without its caller.", hint="Leave it unset.")
 
 
 def _deaf() -> InvalidFieldError:

@@ -37,6 +37,8 @@ MIGRATIONS: Sequence[str] = (
     CREATE TABLE pipelines (name TEXT PRIMARY KEY, last_use_time REAL NOT NULL, data TEXT NOT NULL);
     CREATE TABLE unloaded (number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE NOT NULL);
     """,
+    # `request` goes when the generation is over, and `events` come.
+    "CREATE TABLE generations (name TEXT PRIMARY KEY, data TEXT NOT NULL, request TEXT, events TEXT);",
 )
 
 T = TypeVar("T")
@@ -126,6 +128,47 @@ class Journal:
         rows = [(time, name) for name, time in times.items()]
         await self._ask(lambda sql: sql.executemany("UPDATE pipelines SET last_use_time = ? WHERE name = ?", rows))
 
+    # Generations
+
+    async def generations(self) -> dict[str, tuple[Row, Row | None]]:
+        """What was kept of each, and its request where it is not over, by its name."""
+        return await self._ask(_read_generations)
+
+    async def keep_generation(self, name: str, data: Row, request: Row | None) -> None:
+        def keep(sql: sqlite3.Connection) -> None:
+            row = name, codec.encode(data), codec.encode(request) if request else None
+            sql.execute("INSERT OR REPLACE INTO generations (name, data, request) VALUES (?, ?, ?)", row)
+
+        await self._ask(keep)
+
+    async def end_generation(self, name: str, data: Row, events: Sequence[object]) -> int:
+        """Forgets its request and keeps its events; returns their size in bytes."""
+
+        def end(sql: sqlite3.Connection) -> int:
+            text = codec.encode(list(events))
+            row = name, codec.encode(data), text
+            sql.execute("INSERT OR REPLACE INTO generations (name, data, events) VALUES (?, ?, ?)", row)
+            return len(text)
+
+        return await self._ask(end)
+
+    async def events(self, name: str) -> list[tuple[int, Any]]:
+        """Of a generation that is over; none where it was forgotten."""
+
+        def read(sql: sqlite3.Connection) -> list[tuple[int, Any]]:
+            row = sql.execute("SELECT events FROM generations WHERE name = ?", (name,)).fetchone()
+            return codec.decode(row[0]) if row and row[0] else []
+
+        return await self._ask(read)
+
+    async def forget_generations(self, names: Sequence[str]) -> None:
+        def forget(sql: sqlite3.Connection) -> None:
+            sql.executemany("DELETE FROM generations WHERE name = ?", [(name,) for name in names])
+            # Gives the room back to the disk.
+            sql.execute("PRAGMA incremental_vacuum").fetchall()
+
+        await self._ask(forget)
+
     # How it works
 
     async def _ask(self, change: Callable[[sqlite3.Connection], T]) -> T:
@@ -197,6 +240,8 @@ def _lock(state_dir: Path) -> IO[bytes]:
 def _open(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
+        # Takes effect in a new file only.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         # Each commit is on the disk, not only in the hands of the operating system.
         connection.execute("PRAGMA synchronous = FULL")
@@ -224,6 +269,17 @@ def _read_pipelines(sql: sqlite3.Connection) -> dict[str, Row]:
         for name, last_use_time, data in rows:
             try:
                 found[name] = {**codec.decode(data), "last_use_time": last_use_time}
+            except ValueError as error:
+                raise JournalError(f"The journal's entry for {name} cannot be read: {error}.") from error
+    return found
+
+
+def _read_generations(sql: sqlite3.Connection) -> dict[str, tuple[Row, Row | None]]:
+    found: dict[str, tuple[Row, Row | None]] = {}
+    with closing(sql.execute("SELECT name, data, request FROM generations")) as rows:
+        for name, data, request in rows:
+            try:
+                found[name] = codec.decode(data), codec.decode(request) if request else None
             except ValueError as error:
                 raise JournalError(f"The journal's entry for {name} cannot be read: {error}.") from error
     return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from denoised.errors import (
     DenoisedError,
     JournalUnavailableError,
+    PipelineNotFoundError,
     PipelineUnloadedError,
     ShuttingDownError,
     WorkerLostError,
@@ -23,8 +24,11 @@ from . import callers, placement, recipes, references
 from .background import Background
 from .builds import Builds, Origin, answer
 from .condition import Condition
+from .detached import Detached
+from .eventlog import Numbered
 from .executor import Executor
-from .generations import GenerationEvent, Generations
+from .generation import GenerationEvent, GenerationView, Terms
+from .generations import Generations
 from .handles import PREFIX, Handle, HandleTable, State
 from .journal import Journal
 from .messages import (
@@ -41,6 +45,7 @@ from .messages import (
 )
 from .observer import Observer
 from .paging import page
+from .retention import Retention
 from .supervision import Supervisor, WorkerRecord, WorkerState
 from .updates import Change as SettingsChange
 from .updates import Updates
@@ -49,6 +54,7 @@ from .watchers import Change, Watchers
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_TERMS = Terms()
 EXPIRY_SECONDS = 1.0
 ACCESS = Access()
 # How long a load with a request_id goes on without its caller, who may only have lost the connection.
@@ -86,6 +92,9 @@ class Pool:
         start_timeout: float = 120,
         publish_interval: float = 0.1,
         journal: Journal | None = None,
+        results_ttl: float = 86_400,
+        results_bytes: int = 2**30,
+        keep_requests: bool = True,
         observer: Observer | None = None,
     ) -> None:
         self._executor = executor
@@ -97,6 +106,8 @@ class Pool:
         self._builds = Builds(
             executor, place=self._place, built=self._activate, dropped=self._drop, observer=self._observer
         )
+        retention = Retention(ttl=results_ttl, max_bytes=results_bytes)
+        self._detached = Detached(self._journal, retention, keeps_requests=keep_requests)
         self._generations = Generations(
             executor,
             bring_back=self._bring_back,
@@ -107,6 +118,7 @@ class Pool:
             max_running=max_running,
             max_waiting=max_waiting,
             max_pixels=max_pixels,
+            detached=self._detached,
         )
         self._updates = Updates(executor, bring_back=self._bring_back, missing=self._miss, updated=self._update_handle)
         self._unloads: dict[Handle, asyncio.Task[int]] = {}
@@ -125,6 +137,7 @@ class Pool:
         """Returns when every worker is ready, with what the journal kept. Raises what the executor raised."""
         self._handles.restore(await self._journal.pipelines(), await self._journal.unloaded(), time.time())
         await self._supervisor.start()
+        await self._generations.restore(self._find)
         self._background.spawn(self._expire_for_ever(), name="expiry")
         self._keep_pinned_live()
 
@@ -143,21 +156,22 @@ class Pool:
         self._supervisor.drain()
         for handle in self._handles:
             self._builds.abandon(handle, _shutting_down(), everyone=True)
-        self._generations.interrupt(_shutting_down(), lambda handle, admitted: not admitted)
+        self._generations.leave_for_later(_shutting_down(), lambda generation: not generation.worker)
         try:
             async with asyncio.timeout(grace):
                 await self._changes.until(lambda: not self._generations)
         except TimeoutError:
             logger.warning("the grace of %g s is over; what still runs is ended", grace)
-            self._generations.interrupt(_shutting_down(), lambda handle, admitted: True)
+            self._generations.leave_for_later(_shutting_down(), lambda generation: True)
         self._watchers.end(_shutting_down())
 
     async def stop(self) -> None:
         """Stops the workers and everything that waits for them."""
         self._is_draining = True
-        self._generations.interrupt(_shutting_down(), lambda handle, admitted: True)
+        self._generations.leave_for_later(_shutting_down(), lambda generation: True)
         self._watchers.end(_shutting_down())
         await self._builds.stop()
+        await self._generations.stop()
         await self._background.stop()
         await self._supervisor.stop()
         await self._note_uses()
@@ -250,7 +264,7 @@ class Pool:
             return 0
         handle = self._own(name)
         if force:
-            self._generations.interrupt(_unloaded(handle), lambda held, admitted: held is handle)
+            self._generations.interrupt(_unloaded(handle), lambda generation: generation.handle is handle)
             self._builds.abandon(handle, _unloaded(handle), everyone=True)
         # Shielded: a caller who leaves does not leave the pipeline between two states.
         return await asyncio.shield(self._unload_soon(handle))
@@ -264,16 +278,37 @@ class Pool:
     # Generations
 
     async def generate(
-        self, command: Generate, replies: AsyncIterator[Reply] | None = None
-    ) -> AsyncGenerator[GenerationEvent, None]:
-        """Runs a pipeline. Closing the generator ends the run at its next step. Each StepEnd takes a reply."""
+        self, command: Generate, terms: Terms = DEFAULT_TERMS, replies: AsyncIterator[Reply] | None = None
+    ) -> AsyncGenerator[Numbered[GenerationEvent], None]:
+        """Runs a pipeline. Closing the generator ends the run at its next step, unless it is read elsewhere.
+
+        Each StepEnd takes a reply.
+        """
         self._check_open()
         caller = callers.current()
         handle = self._handles.use(command.pipeline, now=time.time(), field="pipeline", caller=caller)
         command = replace(command, client=caller.name)
-        async with aclosing(self._generations.generate(handle, command, replies)) as events:
+        terms = replace(terms, owner=caller.name)
+        async with aclosing(self._generations.generate(handle, command, terms, replies)) as events:
             async for event in events:
                 yield event
+
+    async def resume_generation(self, name: str, after: int) -> AsyncGenerator[Numbered[GenerationEvent], None]:
+        """The events of a generation after one of them, as its first caller would have got them."""
+        async with aclosing(self._generations.resume(name, after, callers.current())) as events:
+            async for event in events:
+                yield event
+
+    def get_generation(self, name: str) -> GenerationView:
+        return self._generations.get(name, callers.current())
+
+    def list_generations(self, *, page_size: int, page_token: str) -> tuple[list[GenerationView], str]:
+        """One page, oldest first, and the token of the next one."""
+        return self._generations.page(size=page_size, token=page_token, caller=callers.current())
+
+    def cancel_generation(self, name: str) -> GenerationView:
+        """Ends it at its next step; one that is over stays as it is."""
+        return self._generations.cancel(name, callers.current())
 
     # Workers
 
@@ -303,6 +338,9 @@ class Pool:
         handle = self._handles.use(pipeline, now=time.time(), field="pipeline", caller=callers.current())
         roles = tuple(part.role for part in handle.loaded.components) if handle.loaded else ()
         return references.Origin(handle.recipe, roles)
+
+    def _find(self, name: str) -> Handle:
+        return self._handles.use(name, now=time.time(), field="pipeline", caller=callers.DAEMON)
 
     def _check_open(self) -> None:
         if self._is_draining:
@@ -340,6 +378,11 @@ class Pool:
     async def _bring_back(self, handle: Handle) -> None:
         """Returns with the handle's pipeline live: waits for its load, or has a worker build it again."""
         while not handle.worker:
+            if handle not in self._handles:
+                # Its first load failed; a replay must not load what nobody holds.
+                raise PipelineNotFoundError(
+                    f"{handle.name} could not be loaded.", hint="Load it again.", metadata={"pipeline": handle.name}
+                )
             await self._finish(self._builds.follow(handle, lasting=True))
 
     async def _finish(self, build: AsyncGenerator[LoadProgress, None]) -> None:
@@ -422,6 +465,7 @@ class Pool:
                 await asyncio.sleep(KEEP_LIVE_SECONDS)
 
     def _lose(self, worker: str) -> None:
+        self._generations.lose(worker, is_busy=bool(self._builds.recipes_on(worker)))
         self._handles.lose(worker)
         self._keep_pinned_live()
 
@@ -501,6 +545,7 @@ class Pool:
             await asyncio.sleep(EXPIRY_SECONDS)
             self.expire(time.time())
             await self._note_uses()
+            await self._detached.tidy(time.time())
 
     async def _note_uses(self) -> None:
         if uses := self._handles.uses_to_note():

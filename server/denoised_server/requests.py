@@ -12,6 +12,7 @@ from denoised.values import Artifact, Plain, artifact_from_proto, from_proto
 
 from . import adapter_calls, overrides
 from .arguments import merge
+from .generation import Terms
 from .messages import (
     Access,
     Adapter,
@@ -164,7 +165,7 @@ def encode_prompt(request: generation_service_pb2.EncodePromptRequest) -> Genera
     )
 
 
-def start(message: generation_service_pb2.GenerateInteractivelyRequest | None) -> Generate:
+def start(message: generation_service_pb2.GenerateInteractivelyRequest | None) -> tuple[Generate, Terms]:
     if message is None or not message.HasField("start"):
         raise InvalidFieldError.of("start", "it is not the first message.", hint="Send it first: it says what to run.")
     callbacks = {
@@ -173,7 +174,8 @@ def start(message: generation_service_pb2.GenerateInteractivelyRequest | None) -
     }
     if not callbacks:
         raise InvalidFieldError.of("start.callbacks", "it is empty.", hint="Name some, or use Generate.")
-    return replace(generate(message.start.request), callbacks=callbacks)
+    request = message.start.request
+    return replace(generate(request), callbacks=callbacks), terms(request)
 
 
 async def replies(messages: AsyncIterator[generation_service_pb2.GenerateInteractivelyRequest]) -> AsyncIterator[Reply]:
@@ -183,6 +185,15 @@ async def replies(messages: AsyncIterator[generation_service_pb2.GenerateInterac
         tensors = {name: _value(value, f"reply.tensors[{name}]") for name, value in message.reply.tensors.items()}
         state = {name: _value(value, f"reply.state[{name}]") for name, value in message.reply.state.items()}
         yield Reply("", tensors, state)
+
+
+def terms(request: generation_service_pb2.GenerateRequest) -> Terms:
+    if request.on_disconnect not in generation_service_pb2.OnDisconnect.values():
+        raise InvalidFieldError.of(
+            "on_disconnect", f"{request.on_disconnect} is not known.", hint="Send a value of the enum OnDisconnect."
+        )
+    detached = request.on_disconnect == generation_service_pb2.ON_DISCONNECT_DETACH
+    return Terms(request.request_id, detached)
 
 
 def _noise_scheduler(message: artifact_pb2.NoiseScheduler, field: str) -> NoiseScheduler:

@@ -13,7 +13,9 @@ from denoised.version import __version__
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from . import callers, overrides
-from .generations import GenerationEvent, Making, Queued, Summary
+from .eventlog import Numbered
+from .generation import GenerationEvent, GenerationView, Making, Queued, Started, Summary
+from .generation import State as GenerationState
 from .handles import State
 from .messages import (
     Adapter,
@@ -61,6 +63,15 @@ WORKER_STATES = {
     WorkerState.ACTIVE: worker_service_pb2.Worker.STATE_ACTIVE,
     WorkerState.DRAINING: worker_service_pb2.Worker.STATE_DRAINING,
     WorkerState.LOST: worker_service_pb2.Worker.STATE_LOST,
+}
+
+
+GENERATION_STATES = {
+    GenerationState.WAITING: generation_service_pb2.Generation.STATE_WAITING,
+    GenerationState.RUNNING: generation_service_pb2.Generation.STATE_RUNNING,
+    GenerationState.SUCCEEDED: generation_service_pb2.Generation.STATE_SUCCEEDED,
+    GenerationState.FAILED: generation_service_pb2.Generation.STATE_FAILED,
+    GenerationState.CANCELLED: generation_service_pb2.Generation.STATE_CANCELLED,
 }
 
 
@@ -117,9 +128,17 @@ def watch_response(change: Change) -> pipeline_service_pb2.WatchPipelinesRespons
 _watch_responses: WeakKeyDictionary[Change, pipeline_service_pb2.WatchPipelinesResponse] = WeakKeyDictionary()
 
 
-def generate_response(event: GenerationEvent) -> generation_service_pb2.GenerateResponse:
+def generate_response(numbered: Numbered[GenerationEvent]) -> generation_service_pb2.GenerateResponse:
+    response = _event(numbered.event)
+    response.sequence = numbered.sequence
+    return response
+
+
+def _event(event: GenerationEvent) -> generation_service_pb2.GenerateResponse:
     pb = generation_service_pb2
     match event:
+        case Started():
+            return pb.GenerateResponse(started=pb.Started(name=event.name, seeds=event.seeds))
         case Queued():
             return pb.GenerateResponse(queued=pb.Queued(position=event.position))
         case Progress():
@@ -150,10 +169,13 @@ def encode_prompt_response(events: Sequence[GenerationEvent]) -> generation_serv
     return response
 
 
-def interactive_response(event: GenerationEvent) -> generation_service_pb2.GenerateInteractivelyResponse:
+def interactive_response(
+    numbered: Numbered[GenerationEvent],
+) -> generation_service_pb2.GenerateInteractivelyResponse:
     pb = generation_service_pb2
+    event = numbered.event
     if not isinstance(event, StepEnd):
-        return pb.GenerateInteractivelyResponse(generate=generate_response(event))
+        return pb.GenerateInteractivelyResponse(generate=generate_response(numbered))
     step_end = pb.StepEnd(
         callback=event.callback,
         step=event.step,
@@ -162,6 +184,26 @@ def interactive_response(event: GenerationEvent) -> generation_service_pb2.Gener
         state={name: to_proto(value) for name, value in event.state.items()},
     )
     return pb.GenerateInteractivelyResponse(step_end=step_end)
+
+
+def generation(view: GenerationView) -> generation_service_pb2.Generation:
+    pb = generation_service_pb2
+    progress = view.progress
+    return pb.Generation(
+        name=view.name,
+        pipeline=view.pipeline,
+        state=GENERATION_STATES[view.state],
+        on_disconnect=pb.ON_DISCONNECT_DETACH if view.detached else pb.ON_DISCONNECT_CANCEL,
+        progress=_event(progress).progress if progress else None,
+        seeds=view.seeds,
+        output=pb.OutputFormat(output_type=view.output_type, media_type=view.media_type, quality=view.quality),
+        create_time=timestamp(view.create_time),
+        end_time=timestamp(view.end_time) if view.end_time else None,
+        expire_time=timestamp(view.expire_time) if view.expire_time else None,
+        result_bytes=view.size_bytes,
+        error_reason=view.error_reason,
+        error_message=view.error_message,
+    )
 
 
 def worker(view: WorkerView) -> worker_service_pb2.Worker:
@@ -306,6 +348,7 @@ def _summary(summary: Summary) -> generation_service_pb2.Summary:
         fields={name: to_proto(value) for name, value in finished.fields.items()},
         field_names=finished.field_names,
         manifest=_manifest(summary.making, finished),
+        replay_count=summary.replays,
     )
 
 

@@ -97,6 +97,9 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
             max_ttl=settings.max_ttl,
             start_timeout=settings.start_timeout,
             journal=journal,
+            results_ttl=settings.results_ttl,
+            results_bytes=settings.results_bytes,
+            keep_requests=settings.keep_requests,
             observer=metrics,
         )
         stack.push_async_callback(pool.stop)

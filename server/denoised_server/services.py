@@ -111,7 +111,7 @@ class GenerationService(GenerationServiceServicer):
         self, request: generation_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[generation_pb.GenerateResponse]:
         command = replace(requests.generate(request), timeout=context.time_remaining())
-        async with aclosing(self._pool.generate(command)) as events:
+        async with aclosing(self._pool.generate(command, requests.terms(request))) as events:
             async for event in events:
                 yield responses.generate_response(event)
 
@@ -119,8 +119,9 @@ class GenerationService(GenerationServiceServicer):
         self, request_iterator: AsyncIterator[generation_pb.GenerateInteractivelyRequest], context: Any
     ) -> AsyncIterator[generation_pb.GenerateInteractivelyResponse]:
         messages = aiter(request_iterator)
-        command = replace(requests.start(await anext(messages, None)), timeout=context.time_remaining())
-        async with aclosing(self._pool.generate(command, requests.replies(messages))) as events:
+        command, terms = requests.start(await anext(messages, None))
+        command = replace(command, timeout=context.time_remaining())
+        async with aclosing(self._pool.generate(command, terms, requests.replies(messages))) as events:
             async for event in events:
                 yield responses.interactive_response(event)
 
@@ -128,7 +129,34 @@ class GenerationService(GenerationServiceServicer):
         self, request: generation_pb.EncodePromptRequest, context: Any
     ) -> generation_pb.EncodePromptResponse:
         async with aclosing(self._pool.generate(requests.encode_prompt(request))) as events:
-            return responses.encode_prompt_response([event async for event in events])
+            return responses.encode_prompt_response([entry.event async for entry in events])
+
+    async def ResumeGeneration(
+        self, request: generation_pb.ResumeGenerationRequest, context: Any
+    ) -> AsyncIterator[generation_pb.ResumeGenerationResponse]:
+        async with aclosing(self._pool.resume_generation(request.name, request.after_sequence)) as events:
+            async for event in events:
+                yield generation_pb.ResumeGenerationResponse(event=responses.generate_response(event))
+
+    async def GetGeneration(
+        self, request: generation_pb.GetGenerationRequest, context: Any
+    ) -> generation_pb.GetGenerationResponse:
+        view = self._pool.get_generation(request.name)
+        return generation_pb.GetGenerationResponse(generation=responses.generation(view))
+
+    async def ListGenerations(
+        self, request: generation_pb.ListGenerationsRequest, context: Any
+    ) -> generation_pb.ListGenerationsResponse:
+        views, token = self._pool.list_generations(page_size=request.page_size, page_token=request.page_token)
+        return generation_pb.ListGenerationsResponse(
+            generations=map(responses.generation, views), next_page_token=token
+        )
+
+    async def CancelGeneration(
+        self, request: generation_pb.CancelGenerationRequest, context: Any
+    ) -> generation_pb.CancelGenerationResponse:
+        view = self._pool.cancel_generation(request.name)
+        return generation_pb.CancelGenerationResponse(generation=responses.generation(view))
 
 
 class WorkerService(WorkerServiceServicer):

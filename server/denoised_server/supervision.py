@@ -103,7 +103,7 @@ class Supervisor:
         """Returns once a worker takes work. Raises WorkerLostError when none does in time."""
         try:
             async with asyncio.timeout(patience):
-                await self._changes.until(lambda: self.has_active)
+                await self._changes.until(lambda: self.has_active or self._is_draining)
         except TimeoutError:
             raise WorkerLostError(
                 "No worker is running; they are being restarted.", hint="Try again shortly.", retry_after=5

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from denoised import errors
 from denoised.v1 import pipeline_service_pb2
+from denoised.v1.generation_service_pb2 import GenerateRequest
 from PIL import Image
 
 from tests.daemon import Daemon
@@ -193,21 +194,16 @@ def test_a_crash_loses_no_handle(own_daemon: Daemon, sd_checkpoint: Path) -> Non
         }
         before = np.asarray(derived("a cat", **arguments, **SIZE).images[0])
         (process,) = own_daemon.workers()
-        failed, started = [], threading.Event()
-
-        def run() -> None:
-            try:
-                pipe("a", num_inference_steps=900, callback_on_step_end=lambda *_: started.set() or {}, **SIZE)  # type: ignore[func-returns-value]
-            except denoised.DenoisedError as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        assert started.wait(30)
-        process.send_signal(signal.SIGKILL)
-        thread.join(10)
-        assert [type(error) for error in failed] == [errors.WorkerLostError]
-        assert failed[0].retry_after is not None
+        request = GenerateRequest(pipeline=pipe.name, prompt="a")
+        request.sampling.num_inference_steps = 60
+        steps = []
+        for event in client.generate(request):
+            if event.HasField("progress"):
+                steps.append(event.progress.completed_steps)
+                if len(steps) == 20:
+                    process.send_signal(signal.SIGKILL)
+        assert steps == list(range(1, 61)), "one stream, each step once"
+        assert event.summary.replay_count == 1
         lost = client.pipeline(derived.name).info
         assert lost.residency == pipeline_service_pb2.RESIDENCY_DISK
         after = np.asarray(derived("a cat", **arguments, **SIZE).images[0])

@@ -81,6 +81,8 @@ class FakeDaemon(
         self.drops = 0
         self.page_size = 2
         self.changed = threading.Event()
+        self.generations: dict[str, generation_service_pb2.Generation] = {}
+        self.events: dict[str, list[generation_service_pb2.GenerateResponse]] = {}
         self._pipelines: dict[str, pipeline_service_pb2.Pipeline] = {}
         self._gone: set[str] = set()
         limit = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
@@ -318,6 +320,32 @@ class FakeDaemon(
             return generation_service_pb2.EncodePromptResponse(
                 values=[values.to_proto(embeds), values.to_proto(None)], is_tuple=True
             )
+
+    def ResumeGeneration(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        with self._answering(request, context):
+            self._find_generation(request.name)
+            for event in self.events[request.name]:
+                if event.sequence > request.after_sequence:
+                    yield generation_service_pb2.ResumeGenerationResponse(event=event)
+
+    def GetGeneration(self, request: Any, context: Any) -> Any:  # noqa: N802
+        with self._answering(request, context):
+            return generation_service_pb2.GetGenerationResponse(generation=self._find_generation(request.name))
+
+    def ListGenerations(self, request: Any, context: Any) -> Any:  # noqa: N802
+        with self._answering(request, context):
+            return generation_service_pb2.ListGenerationsResponse(generations=self.generations.values())
+
+    def CancelGeneration(self, request: Any, context: Any) -> Any:  # noqa: N802
+        with self._answering(request, context):
+            generation = self._find_generation(request.name)
+            generation.state = generation_service_pb2.Generation.STATE_CANCELLED
+            return generation_service_pb2.CancelGenerationResponse(generation=generation)
+
+    def _find_generation(self, name: str) -> Any:
+        if name not in self.generations:
+            raise errors.GenerationNotFoundError(f"There is no {name}.")
+        return self.generations[name]
 
     # Workers
 

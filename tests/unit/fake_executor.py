@@ -71,8 +71,10 @@ class FakeExecutor:
     """Does at once what commands say, unless told to hold them.
 
     `log` has every command in the order of arrival, `cancelled` those that were closed early. Weights named "absent"
-    cannot be loaded and those named "die" kill the worker, as does the prompt "die"; "bug" raises InternalError; with
-    the prompt "hang" steps follow each other until the command is cancelled. `replies` has what callbacks replied.
+    cannot be loaded and those named "die" kill the worker, as does the prompt "die"; "die at the end" does so once,
+    after its output; "bug" raises InternalError; with the prompt "hang" steps follow each other until the command is
+    cancelled.
+    `replies` has what callbacks replied.
     """
 
     def __init__(self, workers: int = 1) -> None:
@@ -224,7 +226,13 @@ class FakeExecutor:
             events.put(Progress(done, steps))
             await asyncio.sleep(0)
         seed = command.seeds[0] if command.seeds else None
+        if prompt == "die at the end" and self.sent(Generate).count(command) > 1:
+            prompt = "die no more"
         events.put(Output("images", 0, Artifact("image/png", str(prompt).encode()), seed))
+        if prompt == "die at the end":
+            # Not at once: what was said before arrives.
+            await asyncio.sleep(0.01)
+            self.kill(place.name)
         events.put(Finished(0.25, 0.125, 0.0, calls=done, joined_calls=0, max_joined=1, generators=command.generators))
 
     def _hold_pipeline(self, place: FakeWorker, pipeline: str, weights: str) -> None:

@@ -19,6 +19,7 @@ from denoised.errors import (
     PipelineNotFoundError,
     PipelineUnloadedError,
     QueueFullError,
+    RequestKillsWorkerError,
     ShuttingDownError,
     UnknownArgumentError,
     WatchLaggedError,
@@ -26,10 +27,10 @@ from denoised.errors import (
 )
 from denoised.values import Plain
 from denoised_server import supervision, watchers
-from denoised_server.generations import GenerationEvent, Queued, Summary
+from denoised_server.generation import GenerationEvent, Queued, Started, Summary, Terms
 from denoised_server.handles import State
 from denoised_server.messages import Derivation, Derive, Generate, Load, LoadProgress, Output, Progress, Spec, Unload
-from denoised_server.pool import Lease, Pool
+from denoised_server.pool import DEFAULT_TERMS, Lease, Pool
 from denoised_server.supervision import WorkerState
 from denoised_server.views import PipelineView, WorkerView
 from denoised_server.watchers import ChangeKind
@@ -72,13 +73,21 @@ async def load(pool: Pool, spec: Spec = SPEC, **lease: Any) -> PipelineView:
     return view
 
 
+async def events(pool: Pool, command: Generate, terms: Terms = DEFAULT_TERMS) -> AsyncGenerator[GenerationEvent, None]:
+    """What happens after the start."""
+    async with aclosing(pool.generate(command, terms)) as numbered:
+        async for entry in numbered:
+            if not isinstance(entry.event, Started):
+                yield entry.event
+
+
 async def generate(pool: Pool, name: str, prompt: str = "a cat", steps: int = 3, **others: Any) -> list[Any]:
     arguments: dict[str, Plain] = {"prompt": prompt, "num_inference_steps": steps}
-    return [event async for event in pool.generate(Generate(name, arguments, **others))]
+    return [event async for event in events(pool, Generate(name, arguments, **others))]
 
 
 def hanging(pool: Pool, name: str, **others: Any) -> AsyncGenerator[GenerationEvent, None]:
-    return pool.generate(Generate(name, {"prompt": "hang"}, **others))
+    return events(pool, Generate(name, {"prompt": "hang"}, **others))
 
 
 def names(pool: Pool) -> list[str]:
@@ -337,7 +346,7 @@ async def test_a_seed_is_drawn_before_the_start_when_none_is_sent(pool: Pool, ex
 async def test_bad_arguments_are_refused_before_anything_is_sent(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
     with pytest.raises(UnknownArgumentError):
-        await anext(pool.generate(Generate(view.name, {"promt": "a cat"})))
+        await anext(events(pool, Generate(view.name, {"promt": "a cat"})))
     with pytest.raises(InvalidFieldError):
         await generate(pool, view.name, steps=-1)
     assert executor.sent(Generate) == []
@@ -373,7 +382,7 @@ async def test_who_has_to_wait_hears_where_it_stands(make_pool: MakePool) -> Non
     async with aclosing(hanging(pool, view.name)) as running, aclosing(hanging(pool, view.name)) as second:
         await anext(running)
         assert await anext(second) == Queued(0)
-        urgent = pool.generate(Generate(view.name, {"num_inference_steps": 1}, priority=5))
+        urgent = events(pool, Generate(view.name, {"num_inference_steps": 1}, priority=5))
         assert await anext(urgent) == Queued(0)
         assert await anext(second) == Queued(1)
         await running.aclose()
@@ -431,23 +440,59 @@ async def test_an_error_of_the_worker_reaches_the_caller_alone(pool: Pool) -> No
 # Workers that die
 
 
-async def test_a_death_fails_what_was_running_and_the_handle_works_on(pool: Pool, executor: FakeExecutor) -> None:
+async def test_a_death_loses_no_generation_and_no_handle(pool: Pool, executor: FakeExecutor) -> None:
     view = await load(pool)
-    async with aclosing(hanging(pool, view.name)) as other:
-        await anext(other)
-        with pytest.raises(WorkerLostError) as caught:
-            await generate(pool, view.name, "die")
-        assert caught.value.retry_after
-        with pytest.raises(WorkerLostError):
-            async for _ in other:
-                pass
-    lost = pool.get(view.name)
-    assert (lost.worker, lost.state, lost.residency) == ("", State.ACTIVE, "disk")
-    assert (lost.exclusive_bytes, lost.shared_bytes) == (0, 0)
-    assert len(await generate(pool, view.name)) == 6
-    assert pool.get(view.name).worker == "workers/0"
+    async with aclosing(hanging(pool, view.name)) as running:
+        seen: list[Any] = [await anext(running) for _ in range(3)]
+        executor.kill("workers/0")
+        lost = pool.get(view.name)
+        await settle()
+        seen += [await anext(running) for _ in range(3)]
+        assert [event.completed_steps for event in seen] == [1, 2, 3, 4, 5, 6]
+        assert (lost.state, lost.name) == (State.ACTIVE, view.name)
+    first, second = executor.sent(Generate)
+    assert first == second
+    assert first.seeds
+    assert len(await generate(pool, view.name)) == 5
     worker = only_worker(pool)
     assert (worker.restart_count, worker.state) == (1, WorkerState.ACTIVE)
+
+
+async def test_outputs_that_were_delivered_are_not_sent_again(pool: Pool, executor: FakeExecutor) -> None:
+    view = await load(pool)
+    command = Generate(view.name, {"prompt": "die at the end"}, seeds=(1,))
+    seen: list[Any] = [event async for event in events(pool, command)]
+    assert [type(event) for event in seen] == [Progress, Progress, Progress, Output, Summary]
+    assert seen[-1].replays == 1
+
+
+async def test_a_request_that_kills_workers_is_refused_and_remembered(
+    pool: Pool, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "BACKOFF_SECONDS", (0.0,))
+    view = await load(pool)
+    with pytest.raises(RequestKillsWorkerError):
+        await generate(pool, view.name, "die")
+    assert len(executor.sent(Generate)) == 2
+    with pytest.raises(RequestKillsWorkerError):
+        await generate(pool, view.name, "die", priority=3)
+    assert len(executor.sent(Generate)) == 2
+    assert await generate(pool, view.name)
+
+
+async def test_who_runs_beside_a_killer_is_not_blamed(
+    pool: Pool, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "BACKOFF_SECONDS", (0.0,))
+    view = await load(pool)
+    executor.hold(Generate)
+    innocents = [asyncio.create_task(generate(pool, view.name, steps=steps)) for steps in (40, 50)]
+    killer = asyncio.create_task(generate(pool, view.name, "die"))
+    await soon(lambda: len(executor.sent(Generate)) == 3)
+    executor.release()
+    with pytest.raises(RequestKillsWorkerError):
+        await killer
+    assert [type(events[-1]) for events in await asyncio.gather(*innocents)] == [Summary, Summary]
 
 
 async def test_who_wants_a_lost_pipeline_at_the_same_time_has_it_rebuilt_once(
@@ -512,15 +557,16 @@ async def test_what_a_worker_does_not_hold_after_all_is_built_again_once(pool: P
 async def test_what_waited_for_the_dead_worker_is_run_after_all(make_pool: MakePool, executor: FakeExecutor) -> None:
     pool = await make_pool(max_running=1)
     view = await load(pool)
-    async with aclosing(hanging(pool, view.name)) as running:
-        await anext(running)
-        waiting = asyncio.create_task(generate(pool, view.name))
-        await soon(lambda: only_worker(pool).waiting_count)
-        executor.kill("workers/0")
-        with pytest.raises(WorkerLostError):
-            async for _ in running:
-                pass
-        assert isinstance((await waiting)[-1], Summary)
+    executor.hold(Generate)
+    running = asyncio.create_task(generate(pool, view.name))
+    await soon(lambda: executor.sent(Generate))
+    waiting = asyncio.create_task(generate(pool, view.name))
+    await soon(lambda: only_worker(pool).waiting_count)
+    executor.kill("workers/0")
+    await settle()
+    executor.release()
+    assert isinstance((await waiting)[-1], Summary)
+    assert isinstance((await running)[-1], Summary)
 
 
 async def test_another_worker_takes_over_while_one_is_down(make_pool: MakePool) -> None:

@@ -13,6 +13,7 @@ import pytest
 from denoised.errors import (
     DeadlineExceededError,
     DenoisedError,
+    GenerationNotFoundError,
     InternalError,
     InvalidFieldError,
     MessageTooLargeError,
@@ -21,6 +22,7 @@ from denoised.errors import (
     PipelineNotFoundError,
     PipelineUnloadedError,
     QueueFullError,
+    RequestKillsWorkerError,
     ShuttingDownError,
     UnknownArgumentError,
     WorkerLostError,
@@ -161,9 +163,11 @@ async def test_the_main_job(daemon: Daemon) -> None:
     assert (derived.source, list(derived.derivations)) == (loaded.name, [derivation])
     assert (derived.exclusive_bytes, derived.shared_bytes) == (0, WEIGHT_BYTES)
     events = [event async for event in daemon.generate(derived.name, sampling={"seeds": [7], "num_inference_steps": 2})]
-    assert [event.WhichOneof("event") for event in events] == ["progress", "progress", "output", "summary"]
-    assert (events[2].output.artifact.data, events[2].output.seed) == (b"a cat", 7)
-    assert (list(events[3].summary.seeds), events[3].summary.run_duration.nanos) == ([7], 250_000_000)
+    assert [event.WhichOneof("event") for event in events] == ["started", "progress", "progress", "output", "summary"]
+    assert [event.sequence for event in events] == [1, 2, 3, 4, 5]
+    assert (list(events[0].started.seeds), events[0].started.name[:12]) == ([7], "generations/")
+    assert (events[3].output.artifact.data, events[3].output.seed) == (b"a cat", 7)
+    assert (list(events[4].summary.seeds), events[4].summary.run_duration.nanos) == ([7], 250_000_000)
     for name, freed in ((loaded.name, 0), (derived.name, WEIGHT_BYTES), (derived.name, 0)):
         unload = pipeline_service_pb2.UnloadPipelineRequest(name=name)
         assert (await daemon.pipelines.UnloadPipeline(unload)).freed_bytes == freed
@@ -353,8 +357,12 @@ async def test_each_failure_has_its_code_and_its_reason(daemon: Daemon) -> None:
     await fails_with(refused, InvalidFieldError, "INVALID_ARGUMENT", field="derivation.task")
     bug = await fails_with(daemon.generate(name, "bug"), InternalError, "INTERNAL")
     assert bug.metadata["request_id"]
-    lost = await fails_with(daemon.generate(name, "die"), WorkerLostError, "UNAVAILABLE")
+    await fails_with(daemon.generate(name, "die"), RequestKillsWorkerError, "FAILED_PRECONDITION")
+    dying = pipeline_service_pb2.LoadPipelineRequest(spec=pipeline_service_pb2.PipelineSpec(repo_id="die"))
+    lost = await fails_with(daemon.pipelines.LoadPipeline(dying), WorkerLostError, "UNAVAILABLE")
     assert lost.retry_after
+    absent_generation = generation_service_pb2.GetGenerationRequest(name="generations/absent")
+    await fails_with(daemon.generations.GetGeneration(absent_generation), GenerationNotFoundError, "NOT_FOUND")
     assert len([event async for event in daemon.generate(name)]) > 1
 
 
@@ -481,14 +489,16 @@ async def test_a_caller_is_asked_at_each_step_and_replies(daemon: Daemon) -> Non
         else:
             kinds.append(event.generate.WhichOneof("event"))
     assert steps == [(0, 0.5), (1, 0.5), (2, 0.5)]
-    assert kinds == ["progress", "progress", "progress", "output", "summary"]
+    assert kinds == ["started", "progress", "progress", "progress", "output", "summary"]
     assert [dict(each.tensors) for each in daemon.executor.replies] == [{"latents": step} for step in (0.0, 1.0, 2.0)]
 
 
 async def test_a_caller_who_leaves_while_asked_ends_the_generation(daemon: Daemon) -> None:
     call = daemon.generations.GenerateInteractively()
     await call.write(start((await daemon.load()).name))
-    assert (await anext(aiter(call))).HasField("step_end")
+    events = aiter(call)
+    assert (await anext(events)).generate.HasField("started")
+    assert (await anext(events)).HasField("step_end")
     call.cancel()
     await soon(lambda: daemon.executor.cancelled)
     assert await daemon.outcome("GenerateInteractively") == "cancelled"

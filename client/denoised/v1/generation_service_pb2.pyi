@@ -13,6 +13,7 @@ import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import sys
 import typing
 
@@ -22,6 +23,34 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _OnDisconnect:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _OnDisconnectEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OnDisconnect.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ON_DISCONNECT_UNSPECIFIED: _OnDisconnect.ValueType  # 0
+    """Means ON_DISCONNECT_CANCEL."""
+    ON_DISCONNECT_CANCEL: _OnDisconnect.ValueType  # 1
+    """It ends at its next step, unless somebody else reads it."""
+    ON_DISCONNECT_DETACH: _OnDisconnect.ValueType  # 2
+    """It goes on, also over a crash of the daemon; its result is kept for the time that the daemon's setting `results_ttl`
+    says, within the size of `results_bytes`.
+    """
+
+class OnDisconnect(_OnDisconnect, metaclass=_OnDisconnectEnumTypeWrapper):
+    """What becomes of a generation whose caller is gone."""
+
+ON_DISCONNECT_UNSPECIFIED: OnDisconnect.ValueType  # 0
+"""Means ON_DISCONNECT_CANCEL."""
+ON_DISCONNECT_CANCEL: OnDisconnect.ValueType  # 1
+"""It ends at its next step, unless somebody else reads it."""
+ON_DISCONNECT_DETACH: OnDisconnect.ValueType  # 2
+"""It goes on, also over a crash of the daemon; its result is kept for the time that the daemon's setting `results_ttl`
+says, within the size of `results_bytes`.
+"""
+global___OnDisconnect = OnDisconnect
 
 class _Batching:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -122,6 +151,120 @@ class EncodePromptResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["is_tuple", b"is_tuple", "values", b"values"]) -> None: ...
 
 global___EncodePromptResponse = EncodePromptResponse
+
+@typing.final
+class Generation(google.protobuf.message.Message):
+    """One run of a pipeline."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _State:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _StateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[Generation._State.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Generation._State.ValueType  # 0
+        """Never returned."""
+        STATE_WAITING: Generation._State.ValueType  # 1
+        """Waits to be admitted."""
+        STATE_RUNNING: Generation._State.ValueType  # 2
+        """Runs on a worker."""
+        STATE_SUCCEEDED: Generation._State.ValueType  # 3
+        """Made everything that it was to make."""
+        STATE_FAILED: Generation._State.ValueType  # 4
+        """Ended with the error that `error_reason` names."""
+        STATE_CANCELLED: Generation._State.ValueType  # 5
+        """Was cancelled."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Where a generation is in its life."""
+
+    STATE_UNSPECIFIED: Generation.State.ValueType  # 0
+    """Never returned."""
+    STATE_WAITING: Generation.State.ValueType  # 1
+    """Waits to be admitted."""
+    STATE_RUNNING: Generation.State.ValueType  # 2
+    """Runs on a worker."""
+    STATE_SUCCEEDED: Generation.State.ValueType  # 3
+    """Made everything that it was to make."""
+    STATE_FAILED: Generation.State.ValueType  # 4
+    """Ended with the error that `error_reason` names."""
+    STATE_CANCELLED: Generation.State.ValueType  # 5
+    """Was cancelled."""
+
+    NAME_FIELD_NUMBER: builtins.int
+    PIPELINE_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    ON_DISCONNECT_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
+    SEEDS_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
+    CREATE_TIME_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    RESULT_BYTES_FIELD_NUMBER: builtins.int
+    ERROR_REASON_FIELD_NUMBER: builtins.int
+    ERROR_MESSAGE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Output only. The generation, in the form "generations/{id}"."""
+    pipeline: builtins.str
+    """Output only. The pipeline that it runs, in the form "pipelines/{id}"."""
+    state: global___Generation.State.ValueType
+    """Output only. Current state."""
+    on_disconnect: global___OnDisconnect.ValueType
+    """Output only. Whether it goes on without its caller, and its result is kept."""
+    result_bytes: builtins.int
+    """Output only. Size of its result on disk, in bytes. 0 before its end."""
+    error_reason: builtins.str
+    """Output only. Why it failed, as in google.rpc.ErrorInfo. Empty unless it did."""
+    error_message: builtins.str
+    """Output only. The same for people. Empty unless it failed."""
+    @property
+    def progress(self) -> global___Progress:
+        """Output only. How far it is. Unset before its first step."""
+
+    @property
+    def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Output only. Seeds of its generators, as in Sampling. Empty when the caller sent generator states."""
+
+    @property
+    def output(self) -> global___OutputFormat:
+        """Output only. What form its outputs take."""
+
+    @property
+    def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Output only. When it was accepted."""
+
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Output only. When it ended. Unset before."""
+
+    @property
+    def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Output only. Until when its result is kept. Unset before its end."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        pipeline: builtins.str = ...,
+        state: global___Generation.State.ValueType = ...,
+        on_disconnect: global___OnDisconnect.ValueType = ...,
+        progress: global___Progress | None = ...,
+        seeds: collections.abc.Iterable[builtins.int] | None = ...,
+        output: global___OutputFormat | None = ...,
+        create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        result_bytes: builtins.int = ...,
+        error_reason: builtins.str = ...,
+        error_message: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "output", b"output", "progress", b"progress"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error_message", b"error_message", "error_reason", b"error_reason", "expire_time", b"expire_time", "name", b"name", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline", b"pipeline", "progress", b"progress", "result_bytes", b"result_bytes", "seeds", b"seeds", "state", b"state"]) -> None: ...
+
+global___Generation = Generation
 
 @typing.final
 class GenerateInteractivelyRequest(google.protobuf.message.Message):
@@ -438,6 +581,8 @@ class GenerateRequest(google.protobuf.message.Message):
     NOISE_SCHEDULER_FIELD_NUMBER: builtins.int
     PROGRESS_INTERVAL_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    ON_DISCONNECT_FIELD_NUMBER: builtins.int
     pipeline: builtins.str
     """Required. The pipeline to run, in the form "pipelines/{id}"."""
     prompt: builtins.str
@@ -448,6 +593,12 @@ class GenerateRequest(google.protobuf.message.Message):
     """Whether its calls may be joined with those of other requests. Defaults to BATCHING_ALLOW."""
     priority: builtins.int
     """Order among waiting requests: higher runs earlier. From -100 to 100; defaults to 0."""
+    request_id: builtins.str
+    """Chosen by the caller, at most 128 characters, best a UUID. Sending the same one again, with the same request, joins
+    the generation that waits or runs, or whose result is kept. Defaults to none.
+    """
+    on_disconnect: global___OnDisconnect.ValueType
+    """What becomes of it when its caller is gone. Defaults to ON_DISCONNECT_CANCEL."""
     @property
     def image(self) -> denoised.v1.artifact_pb2.Artifact:
         """The image to start from, for image-to-image and inpainting."""
@@ -502,9 +653,11 @@ class GenerateRequest(google.protobuf.message.Message):
         noise_scheduler: denoised.v1.artifact_pb2.NoiseScheduler | None = ...,
         progress_interval: google.protobuf.duration_pb2.Duration | None = ...,
         adapters: denoised.v1.adapter_pb2.AdapterSelection | None = ...,
+        request_id: builtins.str = ...,
+        on_disconnect: global___OnDisconnect.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_negative_prompt", b"_negative_prompt"]) -> typing.Literal["negative_prompt"] | None: ...
     @typing.overload
@@ -645,10 +798,16 @@ class GenerateResponse(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    SEQUENCE_FIELD_NUMBER: builtins.int
     QUEUED_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
     SUMMARY_FIELD_NUMBER: builtins.int
+    STARTED_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """Number of the event. Numbers rise and may have gaps; events about waiting have the number of the event before them.
+    ResumeGeneration goes on after it.
+    """
     @property
     def queued(self) -> global___Queued:
         """The request is waiting. Sent when it has to wait, and when its position changes."""
@@ -665,19 +824,49 @@ class GenerateResponse(google.protobuf.message.Message):
     def summary(self) -> global___Summary:
         """Everything was sent. Always the last event."""
 
+    @property
+    def started(self) -> global___Started:
+        """The request was accepted. Always the first event."""
+
     def __init__(
         self,
         *,
+        sequence: builtins.int = ...,
         queued: global___Queued | None = ...,
         progress: global___Progress | None = ...,
         output: global___Output | None = ...,
         summary: global___Summary | None = ...,
+        started: global___Started | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "output", b"output", "progress", b"progress", "queued", b"queued", "summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "output", b"output", "progress", b"progress", "queued", b"queued", "summary", b"summary"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "progress", "output", "summary"] | None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "output", b"output", "progress", b"progress", "queued", b"queued", "started", b"started", "summary", b"summary"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "output", b"output", "progress", b"progress", "queued", b"queued", "sequence", b"sequence", "started", b"started", "summary", b"summary"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "progress", "output", "summary", "started"] | None: ...
 
 global___GenerateResponse = GenerateResponse
+
+@typing.final
+class Started(google.protobuf.message.Message):
+    """A generation that was accepted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SEEDS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The generation, in the form "generations/{id}"."""
+    @property
+    def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Seeds of its generators, as in Sampling. Empty when the caller sent generator states."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        seeds: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "seeds", b"seeds"]) -> None: ...
+
+global___Started = Started
 
 @typing.final
 class Queued(google.protobuf.message.Message):
@@ -800,12 +989,15 @@ class Summary(google.protobuf.message.Message):
     FIELDS_FIELD_NUMBER: builtins.int
     FIELD_NAMES_FIELD_NUMBER: builtins.int
     MANIFEST_FIELD_NUMBER: builtins.int
+    REPLAY_COUNT_FIELD_NUMBER: builtins.int
     call_count: builtins.int
     """Component calls it made."""
     joined_call_count: builtins.int
     """Component calls of it that were joined with those of other requests."""
     max_joined_requests: builtins.int
     """Most requests that shared one of its calls, this one included."""
+    replay_count: builtins.int
+    """Times it was run again because its worker had died."""
     @property
     def queue_duration(self) -> google.protobuf.duration_pb2.Duration:
         """Time spent waiting to be admitted."""
@@ -857,9 +1049,10 @@ class Summary(google.protobuf.message.Message):
         fields: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
         field_names: collections.abc.Iterable[builtins.str] | None = ...,
         manifest: global___Manifest | None = ...,
+        replay_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["device_duration", b"device_duration", "encode_duration", b"encode_duration", "manifest", b"manifest", "queue_duration", b"queue_duration", "run_duration", b"run_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "manifest", b"manifest", "max_joined_requests", b"max_joined_requests", "queue_duration", b"queue_duration", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "manifest", b"manifest", "max_joined_requests", b"max_joined_requests", "queue_duration", b"queue_duration", "replay_count", b"replay_count", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
 
 global___Summary = Summary
 
@@ -1059,3 +1252,170 @@ class MediaDigest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["digest", b"digest", "kind", b"kind"]) -> None: ...
 
 global___MediaDigest = MediaDigest
+
+@typing.final
+class ResumeGenerationRequest(google.protobuf.message.Message):
+    """Request for GenerationService.ResumeGeneration."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Required. The generation's name."""
+    after_sequence: builtins.int
+    """The `sequence` of the last event that was seen. Defaults to 0, which is before the first one."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        after_sequence: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_sequence", b"after_sequence", "name", b"name"]) -> None: ...
+
+global___ResumeGenerationRequest = ResumeGenerationRequest
+
+@typing.final
+class ResumeGenerationResponse(google.protobuf.message.Message):
+    """Response of GenerationService.ResumeGeneration."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def event(self) -> global___GenerateResponse:
+        """What happened."""
+
+    def __init__(
+        self,
+        *,
+        event: global___GenerateResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+
+global___ResumeGenerationResponse = ResumeGenerationResponse
+
+@typing.final
+class GetGenerationRequest(google.protobuf.message.Message):
+    """Request for GenerationService.GetGeneration."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Required. The generation's name."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___GetGenerationRequest = GetGenerationRequest
+
+@typing.final
+class GetGenerationResponse(google.protobuf.message.Message):
+    """Response of GenerationService.GetGeneration."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    @property
+    def generation(self) -> global___Generation:
+        """The generation."""
+
+    def __init__(
+        self,
+        *,
+        generation: global___Generation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["generation", b"generation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation"]) -> None: ...
+
+global___GetGenerationResponse = GetGenerationResponse
+
+@typing.final
+class ListGenerationsRequest(google.protobuf.message.Message):
+    """Request for GenerationService.ListGenerations."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """Most generations to return. Defaults to 50; values over 500 mean 500."""
+    page_token: builtins.str
+    """The `next_page_token` of the previous page. Defaults to the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListGenerationsRequest = ListGenerationsRequest
+
+@typing.final
+class ListGenerationsResponse(google.protobuf.message.Message):
+    """Response of GenerationService.ListGenerations."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATIONS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Token of the next page; empty on the last one."""
+    @property
+    def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Generation]:
+        """One page of generations."""
+
+    def __init__(
+        self,
+        *,
+        generations: collections.abc.Iterable[global___Generation] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generations", b"generations", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListGenerationsResponse = ListGenerationsResponse
+
+@typing.final
+class CancelGenerationRequest(google.protobuf.message.Message):
+    """Request for GenerationService.CancelGeneration."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Required. The generation's name."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___CancelGenerationRequest = CancelGenerationRequest
+
+@typing.final
+class CancelGenerationResponse(google.protobuf.message.Message):
+    """Response of GenerationService.CancelGeneration."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    @property
+    def generation(self) -> global___Generation:
+        """The generation as it is now."""
+
+    def __init__(
+        self,
+        *,
+        generation: global___Generation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["generation", b"generation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation"]) -> None: ...
+
+global___CancelGenerationResponse = CancelGenerationResponse

@@ -50,6 +50,26 @@ class GenerationServiceStub(object):
                 request_serializer=denoised_dot_v1_dot_generation__service__pb2.EncodePromptRequest.SerializeToString,
                 response_deserializer=denoised_dot_v1_dot_generation__service__pb2.EncodePromptResponse.FromString,
                 _registered_method=True)
+        self.ResumeGeneration = channel.unary_stream(
+                '/denoised.v1.GenerationService/ResumeGeneration',
+                request_serializer=denoised_dot_v1_dot_generation__service__pb2.ResumeGenerationRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_generation__service__pb2.ResumeGenerationResponse.FromString,
+                _registered_method=True)
+        self.GetGeneration = channel.unary_unary(
+                '/denoised.v1.GenerationService/GetGeneration',
+                request_serializer=denoised_dot_v1_dot_generation__service__pb2.GetGenerationRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_generation__service__pb2.GetGenerationResponse.FromString,
+                _registered_method=True)
+        self.ListGenerations = channel.unary_unary(
+                '/denoised.v1.GenerationService/ListGenerations',
+                request_serializer=denoised_dot_v1_dot_generation__service__pb2.ListGenerationsRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_generation__service__pb2.ListGenerationsResponse.FromString,
+                _registered_method=True)
+        self.CancelGeneration = channel.unary_unary(
+                '/denoised.v1.GenerationService/CancelGeneration',
+                request_serializer=denoised_dot_v1_dot_generation__service__pb2.CancelGenerationRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_generation__service__pb2.CancelGenerationResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer(object):
@@ -60,12 +80,13 @@ class GenerationServiceServicer(object):
         """Runs a pipeline and streams what happens until the last output is sent.
 
         The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
-        next step. Requests on pipelines that share components are joined step by step into common batches, which changes
+        next step, unless `on_disconnect` says otherwise. One whose worker dies is run again, at most twice, with the same
+        seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on pipelines that share components are joined step by step into common batches, which changes
         an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
         INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
         NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
-        DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
-        has to be rebuilt those of LoadPipeline.
+        DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE, GENERATION_CANCELLED, SHUTTING_DOWN,
+        DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that has to be rebuilt those of LoadPipeline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,6 +112,41 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeGeneration(self, request, context):
+        """Streams the events of a generation that was started before, from any of them on, as Generate would have.
+
+        Works for each generation that runs or waits, and for detached ones as long as their results are kept. Leaving the
+        call ends the generation if nobody else reads it and it is not detached. Ends as Generate would have, with the
+        error where it failed. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND, and those of Generate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGeneration(self, request, context):
+        """Returns one generation that waits, runs or whose result is kept. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGenerations(self, request, context):
+        """Lists the generations that wait or run, and the detached ones whose results are kept, oldest first. Reasons:
+        INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelGeneration(self, request, context):
+        """Ends a generation at its next step. Its readers get ABORTED, reason GENERATION_CANCELLED.
+
+        One that is over stays as it is. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +164,26 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.EncodePrompt,
                     request_deserializer=denoised_dot_v1_dot_generation__service__pb2.EncodePromptRequest.FromString,
                     response_serializer=denoised_dot_v1_dot_generation__service__pb2.EncodePromptResponse.SerializeToString,
+            ),
+            'ResumeGeneration': grpc.unary_stream_rpc_method_handler(
+                    servicer.ResumeGeneration,
+                    request_deserializer=denoised_dot_v1_dot_generation__service__pb2.ResumeGenerationRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_generation__service__pb2.ResumeGenerationResponse.SerializeToString,
+            ),
+            'GetGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGeneration,
+                    request_deserializer=denoised_dot_v1_dot_generation__service__pb2.GetGenerationRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_generation__service__pb2.GetGenerationResponse.SerializeToString,
+            ),
+            'ListGenerations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGenerations,
+                    request_deserializer=denoised_dot_v1_dot_generation__service__pb2.ListGenerationsRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_generation__service__pb2.ListGenerationsResponse.SerializeToString,
+            ),
+            'CancelGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelGeneration,
+                    request_deserializer=denoised_dot_v1_dot_generation__service__pb2.CancelGenerationRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_generation__service__pb2.CancelGenerationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -192,6 +268,114 @@ class GenerationService(object):
             '/denoised.v1.GenerationService/EncodePrompt',
             denoised_dot_v1_dot_generation__service__pb2.EncodePromptRequest.SerializeToString,
             denoised_dot_v1_dot_generation__service__pb2.EncodePromptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/denoised.v1.GenerationService/ResumeGeneration',
+            denoised_dot_v1_dot_generation__service__pb2.ResumeGenerationRequest.SerializeToString,
+            denoised_dot_v1_dot_generation__service__pb2.ResumeGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/denoised.v1.GenerationService/GetGeneration',
+            denoised_dot_v1_dot_generation__service__pb2.GetGenerationRequest.SerializeToString,
+            denoised_dot_v1_dot_generation__service__pb2.GetGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGenerations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/denoised.v1.GenerationService/ListGenerations',
+            denoised_dot_v1_dot_generation__service__pb2.ListGenerationsRequest.SerializeToString,
+            denoised_dot_v1_dot_generation__service__pb2.ListGenerationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/denoised.v1.GenerationService/CancelGeneration',
+            denoised_dot_v1_dot_generation__service__pb2.CancelGenerationRequest.SerializeToString,
+            denoised_dot_v1_dot_generation__service__pb2.CancelGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,12 +28,13 @@ class GenerationServiceStub:
     """Runs a pipeline and streams what happens until the last output is sent.
 
     The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
-    next step. Requests on pipelines that share components are joined step by step into common batches, which changes
+    next step, unless `on_disconnect` says otherwise. One whose worker dies is run again, at most twice, with the same
+    seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on pipelines that share components are joined step by step into common batches, which changes
     an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
     INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
     NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
-    DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
-    has to be rebuilt those of LoadPipeline.
+    DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE, GENERATION_CANCELLED, SHUTTING_DOWN,
+    DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that has to be rebuilt those of LoadPipeline.
     """
 
     GenerateInteractively: grpc.StreamStreamMultiCallable[
@@ -56,6 +57,40 @@ class GenerationServiceStub:
     prompts. Waits and runs as a generation does. Reasons: as Generate.
     """
 
+    ResumeGeneration: grpc.UnaryStreamMultiCallable[
+        denoised.v1.generation_service_pb2.ResumeGenerationRequest,
+        denoised.v1.generation_service_pb2.ResumeGenerationResponse,
+    ]
+    """Streams the events of a generation that was started before, from any of them on, as Generate would have.
+
+    Works for each generation that runs or waits, and for detached ones as long as their results are kept. Leaving the
+    call ends the generation if nobody else reads it and it is not detached. Ends as Generate would have, with the
+    error where it failed. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND, and those of Generate.
+    """
+
+    GetGeneration: grpc.UnaryUnaryMultiCallable[
+        denoised.v1.generation_service_pb2.GetGenerationRequest,
+        denoised.v1.generation_service_pb2.GetGenerationResponse,
+    ]
+    """Returns one generation that waits, runs or whose result is kept. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND."""
+
+    ListGenerations: grpc.UnaryUnaryMultiCallable[
+        denoised.v1.generation_service_pb2.ListGenerationsRequest,
+        denoised.v1.generation_service_pb2.ListGenerationsResponse,
+    ]
+    """Lists the generations that wait or run, and the detached ones whose results are kept, oldest first. Reasons:
+    INVALID_FIELD.
+    """
+
+    CancelGeneration: grpc.UnaryUnaryMultiCallable[
+        denoised.v1.generation_service_pb2.CancelGenerationRequest,
+        denoised.v1.generation_service_pb2.CancelGenerationResponse,
+    ]
+    """Ends a generation at its next step. Its readers get ABORTED, reason GENERATION_CANCELLED.
+
+    One that is over stays as it is. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND.
+    """
+
 class GenerationServiceAsyncStub:
     """Runs live pipelines."""
 
@@ -66,12 +101,13 @@ class GenerationServiceAsyncStub:
     """Runs a pipeline and streams what happens until the last output is sent.
 
     The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
-    next step. Requests on pipelines that share components are joined step by step into common batches, which changes
+    next step, unless `on_disconnect` says otherwise. One whose worker dies is run again, at most twice, with the same
+    seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on pipelines that share components are joined step by step into common batches, which changes
     an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
     INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
     NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
-    DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
-    has to be rebuilt those of LoadPipeline.
+    DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE, GENERATION_CANCELLED, SHUTTING_DOWN,
+    DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that has to be rebuilt those of LoadPipeline.
     """
 
     GenerateInteractively: grpc.aio.StreamStreamMultiCallable[
@@ -94,6 +130,40 @@ class GenerationServiceAsyncStub:
     prompts. Waits and runs as a generation does. Reasons: as Generate.
     """
 
+    ResumeGeneration: grpc.aio.UnaryStreamMultiCallable[
+        denoised.v1.generation_service_pb2.ResumeGenerationRequest,
+        denoised.v1.generation_service_pb2.ResumeGenerationResponse,
+    ]
+    """Streams the events of a generation that was started before, from any of them on, as Generate would have.
+
+    Works for each generation that runs or waits, and for detached ones as long as their results are kept. Leaving the
+    call ends the generation if nobody else reads it and it is not detached. Ends as Generate would have, with the
+    error where it failed. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND, and those of Generate.
+    """
+
+    GetGeneration: grpc.aio.UnaryUnaryMultiCallable[
+        denoised.v1.generation_service_pb2.GetGenerationRequest,
+        denoised.v1.generation_service_pb2.GetGenerationResponse,
+    ]
+    """Returns one generation that waits, runs or whose result is kept. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND."""
+
+    ListGenerations: grpc.aio.UnaryUnaryMultiCallable[
+        denoised.v1.generation_service_pb2.ListGenerationsRequest,
+        denoised.v1.generation_service_pb2.ListGenerationsResponse,
+    ]
+    """Lists the generations that wait or run, and the detached ones whose results are kept, oldest first. Reasons:
+    INVALID_FIELD.
+    """
+
+    CancelGeneration: grpc.aio.UnaryUnaryMultiCallable[
+        denoised.v1.generation_service_pb2.CancelGenerationRequest,
+        denoised.v1.generation_service_pb2.CancelGenerationResponse,
+    ]
+    """Ends a generation at its next step. Its readers get ABORTED, reason GENERATION_CANCELLED.
+
+    One that is over stays as it is. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND.
+    """
+
 class GenerationServiceServicer(metaclass=abc.ABCMeta):
     """Runs live pipelines."""
 
@@ -106,12 +176,13 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         """Runs a pipeline and streams what happens until the last output is sent.
 
         The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
-        next step. Requests on pipelines that share components are joined step by step into common batches, which changes
+        next step, unless `on_disconnect` says otherwise. One whose worker dies is run again, at most twice, with the same
+        seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on pipelines that share components are joined step by step into common batches, which changes
         an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
         INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
         NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
-        DEVICE_OUT_OF_MEMORY, WORKER_LOST, SHUTTING_DOWN, DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that
-        has to be rebuilt those of LoadPipeline.
+        DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE, GENERATION_CANCELLED, SHUTTING_DOWN,
+        DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that has to be rebuilt those of LoadPipeline.
         """
 
     @abc.abstractmethod
@@ -136,6 +207,48 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[denoised.v1.generation_service_pb2.EncodePromptResponse, collections.abc.Awaitable[denoised.v1.generation_service_pb2.EncodePromptResponse]]:
         """Runs a pipeline's `encode_prompt`, and returns what it returns. The embeddings can be passed to Generate instead of
         prompts. Waits and runs as a generation does. Reasons: as Generate.
+        """
+
+    @abc.abstractmethod
+    def ResumeGeneration(
+        self,
+        request: denoised.v1.generation_service_pb2.ResumeGenerationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[denoised.v1.generation_service_pb2.ResumeGenerationResponse], collections.abc.AsyncIterator[denoised.v1.generation_service_pb2.ResumeGenerationResponse]]:
+        """Streams the events of a generation that was started before, from any of them on, as Generate would have.
+
+        Works for each generation that runs or waits, and for detached ones as long as their results are kept. Leaving the
+        call ends the generation if nobody else reads it and it is not detached. Ends as Generate would have, with the
+        error where it failed. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND, and those of Generate.
+        """
+
+    @abc.abstractmethod
+    def GetGeneration(
+        self,
+        request: denoised.v1.generation_service_pb2.GetGenerationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[denoised.v1.generation_service_pb2.GetGenerationResponse, collections.abc.Awaitable[denoised.v1.generation_service_pb2.GetGenerationResponse]]:
+        """Returns one generation that waits, runs or whose result is kept. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND."""
+
+    @abc.abstractmethod
+    def ListGenerations(
+        self,
+        request: denoised.v1.generation_service_pb2.ListGenerationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[denoised.v1.generation_service_pb2.ListGenerationsResponse, collections.abc.Awaitable[denoised.v1.generation_service_pb2.ListGenerationsResponse]]:
+        """Lists the generations that wait or run, and the detached ones whose results are kept, oldest first. Reasons:
+        INVALID_FIELD.
+        """
+
+    @abc.abstractmethod
+    def CancelGeneration(
+        self,
+        request: denoised.v1.generation_service_pb2.CancelGenerationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[denoised.v1.generation_service_pb2.CancelGenerationResponse, collections.abc.Awaitable[denoised.v1.generation_service_pb2.CancelGenerationResponse]]:
+        """Ends a generation at its next step. Its readers get ABORTED, reason GENERATION_CANCELLED.
+
+        One that is over stays as it is. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

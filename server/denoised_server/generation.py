@@ -1,0 +1,250 @@
+"""One generation in flight: what was asked, how far it is, and the log of its events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from denoised.errors import DenoisedError, GenerationCancelledError
+
+from . import codec
+from .eventlog import EventLog
+from .handles import Handle
+from .messages import Finished, Generate, Loaded, Output, Progress, Ready, Recipe, StepEnd
+from .replays import Deaths
+
+# Number of a first step; that of Started is 1.
+FIRST_STEP = 1
+
+
+class State(StrEnum):
+    """Where a generation is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a caller wants a generation run; mirrors the fields of GenerateRequest.
+
+    One that is `detached` goes on without its caller, and its result is kept. `owner` is the name of the caller.
+    """
+
+    request_id: str = ""
+    detached: bool = False
+    owner: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a repeated request is known by."""
+        return self.owner, self.request_id
+
+
+@codec.kept
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The generation was accepted under a name."""
+
+    name: str
+    seeds: tuple[int, ...]
+
+
+@codec.kept
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The generation waits; so many will run before it."""
+
+    position: int
+
+
+@codec.kept
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What outputs are made with and from: the pipeline as it was when the run began, and the worker."""
+
+    command: Generate
+    recipe: Recipe
+    loaded: Loaded
+    ready: Ready
+
+
+@codec.kept
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The generation is over. Times in seconds; no seeds where the caller sent generator states.
+
+    `replays` counts how often it was started again because its worker had died.
+    """
+
+    queue_seconds: float
+    finished: Finished
+    seeds: tuple[int, ...]
+    making: Making
+    replays: int = 0
+
+
+GenerationEvent = Started | Queued | Progress | StepEnd | Output | Summary
+
+
+@codec.kept
+@dataclass(frozen=True, slots=True)
+class GenerationView:
+    """One generation at one moment. Times are seconds since the epoch, 0 for what has not happened."""
+
+    name: str
+    number: int
+    pipeline: str
+    state: State
+    detached: bool
+    progress: Progress | None
+    seeds: tuple[int, ...]
+    output_type: str
+    media_type: str
+    quality: int
+    create_time: float
+    end_time: float = 0.0
+    expire_time: float = 0.0
+    size_bytes: int = 0
+    error_reason: str = ""
+    error_message: str = ""
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        # The journal knows texts.
+        object.__setattr__(self, "state", State(self.state))
+
+    def with_error(self, error: Exception | None) -> GenerationView:
+        if not isinstance(error, DenoisedError) or self.state is not State.FAILED:
+            return self
+        return replace(self, error_reason=error.reason, error_message=str(error))
+
+
+@dataclass(eq=False, slots=True)
+class Generation:
+    """Runs apart from its callers, so that it can be ended while they are busy with slow connections.
+
+    `asked` is the command as it came, `command` the one with seeds. `worker` is empty while it does not run;
+    `was_alone` says that its worker died with nothing else running on it; `is_left_for_later` that the next process is
+    to run it. `asking` is the worker that waits for a reply, empty while none does; `hears` says that replies may come.
+    """
+
+    name: str
+    number: int
+    handle: Handle
+    asked: Generate
+    command: Generate
+    terms: Terms
+    create_time: float
+    log: EventLog[GenerationEvent] = field(default_factory=EventLog)
+    state: State = State.WAITING
+    worker: str = ""
+    progress: Progress | None = None
+    end_time: float = 0.0
+    readers: int = 0
+    deaths: Deaths = field(default_factory=Deaths)
+    must_run_alone: bool = False
+    was_alone: bool = False
+    has_begun: bool = False
+    is_left_for_later: bool = False
+    asking: str = ""
+    hears: bool = True
+    _delivered: set[tuple[str, int]] = field(default_factory=set)
+    _task: asyncio.Task[None] | None = None
+    _listening: asyncio.Task[None] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.log.is_ended
+
+    def view(self) -> GenerationView:
+        command = self.command
+        view = GenerationView(
+            name=self.name,
+            number=self.number,
+            pipeline=self.handle.name,
+            state=self.state,
+            detached=self.terms.detached,
+            progress=self.progress,
+            seeds=command.seeds,
+            output_type=command.output_type,
+            media_type=command.media_type,
+            quality=command.quality,
+            create_time=self.create_time,
+            end_time=self.end_time,
+            owner=self.terms.owner,
+        )
+        return view.with_error(self.log.error)
+
+    def begin(self, work: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
+        """Starts the work, which puts its events into the log; `ended` is called when nothing of it runs any more."""
+        self._task = asyncio.create_task(self._run(work), name=self.name)
+        self._task.add_done_callback(lambda _: ended())
+
+    def listen(self, listening: Coroutine[Any, Any, None]) -> None:
+        """Takes replies for as long as it runs."""
+        self._listening = asyncio.create_task(listening)
+
+    def interrupt(self, error: DenoisedError) -> None:
+        """Ends it now; its readers get the error."""
+        self._end(error)
+        if self._task is not None:
+            self._task.cancel()
+
+    async def leave(self) -> None:
+        """Ends it because nobody waits for it; returns when nothing of it runs any more."""
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def queued(self, position: int) -> None:
+        # Whoever has seen steps is not told of queues again, though a replay may have to wait.
+        if self.progress is None:
+            self.log.put(Queued(position), at_least=None)
+
+    def advance(self, event: Progress | Output) -> bool:
+        """Passes an event on; says whether it is new. A replay begins with what has been seen before."""
+        match event:
+            case Progress():
+                if self.progress and event.completed_steps <= self.progress.completed_steps:
+                    return False
+                self.progress = event
+                # Not every step may be told of, and not the same ones in a replay.
+                self.log.put(event, at_least=event.completed_steps + FIRST_STEP)
+            case Output():
+                if (event.field, event.index) in self._delivered:
+                    return False
+                self._delivered.add((event.field, event.index))
+                self.log.put(event)
+        return True
+
+    async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self.log.is_ended:
+            self.end_time = time.time()
+            match error:
+                case None:
+                    self.state = State.SUCCEEDED
+                case GenerationCancelledError():
+                    self.state = State.CANCELLED
+                case _:
+                    self.state = State.FAILED
+            self.log.end(error)
+            if self._listening is not None and self._listening is not asyncio.current_task():
+                self._listening.cancel()
