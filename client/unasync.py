@@ -15,7 +15,11 @@ SYNC = ASYNC.parent
 WORDS = {
     # Names
     "AsyncClient": "Client",
+    "AsyncGenerationStream": "GenerationStream",
+    "AsyncJob": "Job",
     "AsyncPipeline": "Pipeline",
+    "AsyncGenerator[pb.GenerateResponse, None]": "Generator[pb.GenerateResponse, None, None]",
+    "asyncio.sleep(": "time.sleep(",
     "AsyncPipelineAdapters": "PipelineAdapters",
     "AsyncPipelineSettings": "PipelineSettings",
     "AsyncConversation": "Conversation",

@@ -36,6 +36,8 @@ from .errors import (
     TaskNotSupportedError,
     UnavailableError,
 )
+from .generation_stream import GenerationStream
+from .job import Job
 from .manifest import Manifest
 from .pipeline import Pipeline
 from .result import PipelineOutput, Timings
@@ -56,7 +58,9 @@ __all__ = [
     "DaemonUnreachableError",
     "DeadlineExceededError",
     "DenoisedError",
+    "GenerationStream",
     "InvalidRequestError",
+    "Job",
     "LiveComponent",
     "LoadError",
     "Manifest",

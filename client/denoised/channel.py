@@ -42,6 +42,7 @@ IDEMPOTENT = {
         "UnloadPipeline",
         "UpdatePipeline",
     ),
+    "denoised.v1.GenerationService": ("GetGeneration", "ListGenerations", "CancelGeneration"),
     "denoised.v1.WorkerService": ("ListWorkers", "GetServerInfo"),
 }
 SERVICE_CONFIG = json.dumps(

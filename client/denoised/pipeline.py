@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -15,7 +16,8 @@ from .call import Call
 from .callbacks import unawaited
 from .config import FrozenDict, of_pipeline
 from .description import LiveComponent, Memory
-from .errors import DenoisedError, GenerationInterruptedError
+from .errors import DenoisedError, GenerationInterruptedError, UnsupportedError
+from .job import Job
 from .noise_scheduler import NoiseSchedulerLike
 from .pipeline_adapters import PipelineAdapters
 from .pipeline_settings import PipelineSettings
@@ -207,6 +209,71 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         finally:
             bar.close()
         return call.result()
+
+    def submit(
+        self,
+        *args: Any,
+        batching: str = "allow",
+        priority: int = 0,
+        seed: int | Sequence[int] | None = None,
+        media_type: str = "",
+        quality: int | None = None,
+        frames_per_second: float | None = None,
+        adapters: Adapters | None = None,
+        noise_scheduler: NoiseSchedulerLike | None = None,
+        request_id: str = "",
+        **kwargs: Any,
+    ) -> Job:
+        """Starts a generation that goes on without this program, and returns as soon as the daemon has accepted it.
+
+        It survives lost connections, the end of this program and a crash of the daemon. The daemon keeps its result for
+        a time, by default a day.
+
+        Args:
+            *args: As for calling the pipeline, but for callbacks, `generator` and `return_dict`.
+            batching: As for calling.
+            priority: As for calling.
+            seed: As for calling.
+            media_type: As for calling.
+            quality: As for calling.
+            frames_per_second: As for calling.
+            adapters: As for calling.
+            noise_scheduler: As for calling.
+            request_id: Makes submitting again safe: the same one, with the same request, is the same generation.
+                Defaults to a fresh one.
+            **kwargs: As for calling.
+
+        Raises:
+            UnsupportedError: A callback cannot be called where nobody waits.
+            DenoisedError: As calling, until it is accepted.
+        """
+        call = Call(
+            self.name,
+            self._info.parameters,
+            args,
+            kwargs,
+            batching=batching,
+            priority=priority,
+            seed=seed,
+            media_type=media_type,
+            quality=quality,
+            frames_per_second=frames_per_second,
+            adapters=adapters,
+            loaded_adapters=[loaded.name for loaded in self._info.adapters],
+            noise_scheduler=noise_scheduler,
+            target=self._client.target,
+        )
+        if call.callbacks.asked or call.callbacks.told is not None:
+            raise UnsupportedError("A detached generation calls nobody back.", hint="Leave the callbacks out.")
+        request = call.request
+        request.on_disconnect = generation_service_pb2.ON_DISCONNECT_DETACH
+        request.request_id = request_id or str(uuid.uuid4())
+        name = ""
+        with contextlib.closing(iter(self._client.generate(request))) as events:
+            for event in events:
+                name = event.started.name
+                break
+        return self._client.generation(name)
 
     def _converse(self, call: Call, timeout: float | None, bar: DenoisingBar) -> None:
         conversation = self._client.converse(call.start, timeout=timeout)

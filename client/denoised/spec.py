@@ -89,6 +89,6 @@ def source(pretrained_model_or_path: str | os.PathLike[str], markers: Sequence[s
     return text
 
 
-def full_name(name: str) -> str:
-    """Ids alone are taken for handles."""
-    return name if not name or "/" in name else f"pipelines/{name}"
+def full_name(name: str, prefix: str = "pipelines/") -> str:
+    """Ids alone are given the prefix, by default that of handles."""
+    return name if not name or "/" in name else prefix + name

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 OURS = "/denoised."
 # Dashboards call these every second.
 LOOKING = ("Get", "List", "Watch")
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # gRPC carries a status in headers, of which peers take 8 KiB. It holds our text up to three times.
 MAX_TEXT_BYTES = 800
 
@@ -131,7 +132,11 @@ async def _abort(context: Any, error: DenoisedError, request_id: str) -> None:
         metadata={key: _cut(value) for key, value in error.metadata.items()} | {"request_id": request_id},
     )
     code = getattr(grpc.StatusCode, sent.code)
-    await context.abort(code, str(sent), ((DETAILS_KEY, to_details(sent)),))
+    trailing: list[tuple[str, str | bytes]] = [(DETAILS_KEY, to_details(sent))]
+    if sent.retry_after is not None:
+        # What a channel's retry policy heeds, as RetryInfo is for programs.
+        trailing.append((PUSHBACK_KEY, str(round(sent.retry_after * 1000))))
+    await context.abort(code, str(sent), tuple(trailing))
 
 
 def _cut(text: str) -> str:

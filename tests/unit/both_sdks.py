@@ -11,7 +11,7 @@ import denoised.aio
 
 # Plain methods in both.
 PLAIN = ("to", "set_progress_bar_config")
-WRAPPED = (denoised.Client, denoised.Pipeline, denoised.Stream)
+WRAPPED = (denoised.Client, denoised.GenerationStream, denoised.Job, denoised.Pipeline, denoised.Stream)
 
 
 class AsyncSdk:
@@ -41,7 +41,7 @@ class Awaited:
         value = getattr(self.inner, name)
         if name in PLAIN:
             return lambda *args, **kwargs: _wrap(value(*args, **kwargs))
-        if name in ("generate", "watch"):
+        if name in ("generate", "resume", "watch"):
             return lambda *args, **kwargs: Awaited(value(*_unwrap(args), **kwargs))
         return _in_thread(value) if callable(value) else _wrap(value)
 

@@ -15,11 +15,15 @@ from .auto_pipeline import (
     AutoPipelineForVideo2Video,
 )
 from .client import AsyncClient, default_client
+from .generation_stream import AsyncGenerationStream
+from .job import AsyncJob
 from .pipeline import AsyncPipeline
 from .stream import AsyncStream
 
 __all__ = [
     "AsyncClient",
+    "AsyncGenerationStream",
+    "AsyncJob",
     "AsyncPipeline",
     "AsyncStream",
     "AutoPipelineForImage2Image",

@@ -31,6 +31,8 @@ from ..manifest import Manifest
 from ..units import Ttl, to_duration
 from ..v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from .conversation import AsyncConversation
+from .generation_stream import AsyncGenerationStream
+from .job import AsyncJob
 from .pipeline import AsyncPipeline
 from .stream import AsyncStream
 
@@ -360,10 +362,10 @@ class AsyncClient:
 
     def generate(
         self, request: generation_service_pb2.GenerateRequest, *, timeout: float | None = None
-    ) -> AsyncStream[generation_service_pb2.GenerateResponse]:
-        """Runs a pipeline, one level below `pipe(...)`: every event as the daemon sends it.
+    ) -> AsyncGenerationStream:
+        """Runs a pipeline, one level below `pipe(...)`: every event as the daemon sends it, over lost connections.
 
-        Leaving the iteration stops the generation at its next step.
+        Leaving the iteration stops the generation at its next step, unless the request is detached.
 
         Args:
             request: What to run.
@@ -372,7 +374,59 @@ class AsyncClient:
         Raises:
             MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
         """
-        return self._stream(lambda stubs: stubs.generations.Generate, request, self._limit(timeout))
+        own = generation_service_pb2.GenerateRequest()
+        own.CopyFrom(request)
+        return AsyncGenerationStream(self._stream, own, timeout=self._limit(timeout))
+
+    def resume(self, name: str, *, timeout: float | None = None) -> AsyncGenerationStream:
+        """The events of a generation from its start, as `generate` would have given them.
+
+        Args:
+            name: "generations/{id}" or the id alone.
+            timeout: Seconds to follow it.
+
+        Iterating raises GenerationNotFoundError when there is none, or its result is not kept any more.
+        """
+        return AsyncGenerationStream(
+            self._stream, None, name=spec.full_name(name, "generations/"), timeout=self._limit(timeout)
+        )
+
+    async def generation(self, name: str) -> AsyncJob:
+        """The generation of that name, "generations/{id}" or the id alone.
+
+        Raises:
+            GenerationNotFoundError: There is none, or its result is not kept any more.
+        """
+        return AsyncJob(self, await self.get_generation(name))
+
+    async def generations(self) -> list[AsyncJob]:
+        """Those that wait or run, and the detached ones whose results are kept, oldest first."""
+        found: list[AsyncJob] = []
+        request = generation_service_pb2.ListGenerationsRequest(page_size=500)
+        while True:
+            page: generation_service_pb2.ListGenerationsResponse = await self._ask(
+                lambda stubs: stubs.generations.ListGenerations, request
+            )
+            found.extend([AsyncJob(self, info) for info in page.generations])
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def get_generation(self, name: str) -> generation_service_pb2.Generation:
+        """What the daemon says about a generation. Raises as `generation` does."""
+        request = generation_service_pb2.GetGenerationRequest(name=spec.full_name(name, "generations/"))
+        response: generation_service_pb2.GetGenerationResponse = await self._ask(
+            lambda stubs: stubs.generations.GetGeneration, request
+        )
+        return response.generation
+
+    async def cancel_generation(self, name: str) -> generation_service_pb2.Generation:
+        """Ends a generation at its next step; one that is over stays as it is. Raises as `generation` does."""
+        request = generation_service_pb2.CancelGenerationRequest(name=spec.full_name(name, "generations/"))
+        response: generation_service_pb2.CancelGenerationResponse = await self._ask(
+            lambda stubs: stubs.generations.CancelGeneration, request
+        )
+        return response.generation
 
     def converse(
         self, start: generation_service_pb2.GenerateInteractivelyRequest, *, timeout: float | None = None

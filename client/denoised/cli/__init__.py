@@ -8,6 +8,7 @@ import typer
 
 from ..version import __version__
 from .generate import generate
+from .generations import cancel, generations, result
 from .options import EXIT_CODES, Commands, connecting
 from .pipelines import derive, load, ps, unload
 from .reproduce import reproduce
@@ -66,5 +67,8 @@ app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(ps))
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(unload))
 app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(connecting(generate))
 app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(connecting(reproduce))
+app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(connecting(generations))
+app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(connecting(result))
+app.command(rich_help_panel="Generations", epilog=EXIT_CODES)(connecting(cancel))
 
 __all__ = ["app"]

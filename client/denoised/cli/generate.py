@@ -14,7 +14,7 @@ from PIL import Image
 from ..errors import DenoisedError
 from ..result import PipelineOutput
 from ..values import Artifact
-from .console import print_json
+from .console import print_json, to_json
 from .options import (
     DefaultTarget,
     Json,
@@ -135,6 +135,14 @@ def generate(
     timeout: Annotated[
         float | None, typer.Option(help="Seconds it may take, waiting included.", rich_help_panel="Running")
     ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            help="Print the generation's name and leave; it goes on in the daemon. `denoised result NAME` fetches it.",
+            rich_help_panel="Running",
+        ),
+    ] = False,
     json: Json = False,
     target: Target = DefaultTarget,
     token: Token = None,
@@ -169,23 +177,31 @@ def generate(
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments |= parse_assignments(arg, "--arg")
     seeds = seed[0] if seed and len(seed) == 1 else seed or None
-    _check(output)
-    if json and str(output) == "-":
-        raise typer.BadParameter("stdout cannot take both the image and --json.", param_hint="--output")
+    check_output(output, json=json)
     with connect(target, token) as client:
         pipe = client.pipeline(name)
         pipe.set_progress_bar_config(disable=None)
-        result = pipe(
-            batching=batching.value,
-            priority=priority,
-            timeout=timeout,
-            seed=seeds,
-            adapters=parse_adapters(lora),
-            media_type=MEDIA_TYPES.get(output.suffix.lower(), ""),
-            frames_per_second=fps,
-            embed_manifest=embed_manifest,
-            **arguments,
-        )
+        arguments |= {
+            "batching": batching.value,
+            "priority": priority,
+            "seed": seeds,
+            "adapters": parse_adapters(lora),
+            "media_type": MEDIA_TYPES.get(output.suffix.lower(), ""),
+            "frames_per_second": fps,
+        }
+        if detach:
+            job = pipe.submit(**arguments)
+            if json:
+                print_json(to_json(job.info))
+            else:
+                typer.echo(job.name)
+            return
+        result = pipe(timeout=timeout, embed_manifest=embed_manifest, **arguments)
+    deliver(result, output, json=json)
+
+
+def deliver(result: PipelineOutput, output: Path, *, json: bool) -> None:
+    """Writes what was made, and says so."""
     written = _write(result, output)
     if json:
         print_json(
@@ -206,7 +222,10 @@ def open_image(path: Path) -> Image.Image:
     return picture
 
 
-def _check(output: Path) -> None:
+def check_output(output: Path, *, json: bool) -> None:
+    """Raises typer.BadParameter before work is done whose result could not be kept."""
+    if json and str(output) == "-":
+        raise typer.BadParameter("stdout cannot take both the image and --json.", param_hint="--output")
     if str(output) == "-":
         return
     check_writable(output)
