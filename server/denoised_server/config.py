@@ -189,6 +189,13 @@ class Settings(BaseSettings):
     drain_grace: Annotated[
         Seconds, Field(ge=0, description="Seconds that running generations are given to finish on SIGTERM.")
     ] = 30
+    heartbeat_timeout: Annotated[
+        Seconds, Field(ge=1, description="Seconds without a sign of life after which a worker is replaced.")
+    ] = 30
+    step_timeout: Annotated[
+        Seconds,
+        Field(ge=1, description="Seconds that one batch of component calls may take until its worker is replaced."),
+    ] = 900
     start_timeout: Annotated[Seconds, Field(gt=0, description="Seconds that a worker may take to come up.")] = 120
 
     @model_validator(mode="after")

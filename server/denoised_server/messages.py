@@ -269,7 +269,14 @@ class Watch:
     interval: float
 
 
-Command = Load | Derive | Update | Generate | Reply | Unload | Watch
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Report a Heartbeat at once, and then every `interval` seconds."""
+
+    interval: float
+
+
+Command = Load | Derive | Update | Generate | Reply | Unload | Watch | Beat
 
 
 # Events
@@ -485,7 +492,14 @@ class Snapshot:
     methods: tuple[MethodStats, ...] = ()
 
 
-Event = LoadProgress | Loaded | Progress | StepEnd | Output | Finished | Unloaded | Snapshot
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A worker lives; its engine has been in its present turn for so many seconds, 0 while it has nothing to do."""
+
+    turn_seconds: float
+
+
+Event = LoadProgress | Loaded | Progress | StepEnd | Output | Finished | Unloaded | Snapshot | Heartbeat
 
 
 # Ends

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
 from denoised.errors import BY_REASON
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -223,6 +228,21 @@ class MetricsServer:
         self._server: WSGIServer
         self._thread: threading.Thread
         self._server, self._thread = start_http_server(port, host, registry)
+        self._metrics = make_wsgi_app(registry)
+
+    def probe(self, answer: Callable[[str], tuple[int, str] | None]) -> None:
+        """Answers paths of probes too: `answer` returns a status and a text, or None for what is no probe's."""
+
+        def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            found = answer(str(environ.get("PATH_INFO", "")))
+            if found is None:
+                page: Iterable[bytes] = self._metrics(environ, start_response)
+                return page
+            status, text = found
+            start_response(f"{status} {HTTPStatus(status).phrase}", [("Content-Type", "text/plain; charset=utf-8")])
+            return [text.encode()]
+
+        self._server.set_app(serve)
 
     @property
     def port(self) -> int:

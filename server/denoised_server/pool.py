@@ -45,6 +45,7 @@ from .messages import (
 )
 from .observer import Observer
 from .paging import page
+from .probes import Report, judge
 from .retention import Retention
 from .supervision import Supervisor, WorkerRecord, WorkerState
 from .updates import Change as SettingsChange
@@ -90,6 +91,8 @@ class Pool:
         default_ttl: float = 86_400,
         max_ttl: float = 2_592_000,
         start_timeout: float = 120,
+        heartbeat_timeout: float = 30,
+        step_timeout: float = 900,
         publish_interval: float = 0.1,
         journal: Journal | None = None,
         results_ttl: float = 86_400,
@@ -102,7 +105,14 @@ class Pool:
         self._observer = observer or Observer()
         self._journal = journal or Journal()
         self._handles = HandleTable(default_ttl=default_ttl, max_ttl=max_ttl)
-        self._supervisor = Supervisor(executor, lost=self._lose, changed=self._changed, observer=self._observer)
+        self._supervisor = Supervisor(
+            executor,
+            lost=self._lose,
+            changed=self._changed,
+            observer=self._observer,
+            heartbeat_timeout=heartbeat_timeout,
+            step_timeout=step_timeout,
+        )
         self._builds = Builds(
             executor, place=self._place, built=self._activate, dropped=self._drop, observer=self._observer
         )
@@ -130,6 +140,7 @@ class Pool:
         self._publish_interval, self._published = publish_interval, -math.inf
         self._is_publishing = False
         self._is_draining = False
+        self._is_started = False
 
     # Life
 
@@ -138,13 +149,27 @@ class Pool:
         self._handles.restore(await self._journal.pipelines(), await self._journal.unloaded(), time.time())
         await self._supervisor.start()
         await self._generations.restore(self._find)
+        self._is_started = True
         self._background.spawn(self._expire_for_ever(), name="expiry")
         self._keep_pinned_live()
+
+    def health(self) -> Report:
+        """How the daemon is, and why."""
+        return judge(
+            is_started=self._is_started,
+            is_draining=self._is_draining,
+            workers={name: record.state for name, record in self._supervisor.workers.items()},
+            preloads={},
+        )
+
+    @property
+    def has_started(self) -> bool:
+        return self._is_started
 
     @property
     def is_serving(self) -> bool:
         """Whether new work has a chance."""
-        return not self._is_draining and self._supervisor.has_active
+        return self.health().is_serving
 
     async def until(self, predicate: Callable[[], bool]) -> None:
         """Returns once the predicate, which looks at this pool, is true."""

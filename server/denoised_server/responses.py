@@ -63,6 +63,7 @@ WORKER_STATES = {
     WorkerState.ACTIVE: worker_service_pb2.Worker.STATE_ACTIVE,
     WorkerState.DRAINING: worker_service_pb2.Worker.STATE_DRAINING,
     WorkerState.LOST: worker_service_pb2.Worker.STATE_LOST,
+    WorkerState.FAILED: worker_service_pb2.Worker.STATE_FAILED,
 }
 
 

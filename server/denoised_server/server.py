@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from . import config, devices, logs
+from . import config, devices, logs, probes
 from .access import Access
 from .background import Background
 from .config import Settings, SettingsError
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # How long calls that have ended get to send what they have.
 FLUSH_SECONDS = 2.0
+# How long the event loop may take to answer a probe.
+PROBE_SECONDS = 5.0
 # Clients ping to keep connections open; gRPC would by default end those that ping more often than every five minutes.
 MIN_PING_MS = 5_000
 
@@ -96,12 +99,15 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
             default_ttl=min(settings.default_ttl, settings.max_ttl),
             max_ttl=settings.max_ttl,
             start_timeout=settings.start_timeout,
+            heartbeat_timeout=settings.heartbeat_timeout,
+            step_timeout=settings.step_timeout,
             journal=journal,
             results_ttl=settings.results_ttl,
             results_bytes=settings.results_bytes,
             keep_requests=settings.keep_requests,
             observer=metrics,
         )
+        metrics_server.probe(partial(_probe, asyncio.get_running_loop(), pool))
         stack.push_async_callback(pool.stop)
         if not await _unless(stopped, pool.start()):
             return
@@ -224,6 +230,22 @@ def _why(error: OSError) -> str:
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def _probe(loop: asyncio.AbstractEventLoop, pool: Pool, path: str) -> tuple[int, str] | None:
+    """Asks the event loop itself, on whose life everything else depends."""
+
+    async def ask() -> tuple[int, str] | None:
+        return probes.answer(path, pool.health(), has_started=pool.has_started)
+
+    if path not in probes.PATHS:
+        return None
+    asked = ask()
+    try:
+        return asyncio.run_coroutine_threadsafe(asked, loop).result(PROBE_SECONDS)
+    except (TimeoutError, RuntimeError):
+        asked.close()
+        return 503, "failing\nThe daemon does not answer.\n"
 
 
 @asynccontextmanager

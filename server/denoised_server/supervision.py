@@ -15,7 +15,7 @@ from denoised.errors import DenoisedError, WorkerLostError
 from .background import Background
 from .condition import Condition
 from .executor import Executor
-from .messages import Ready, Snapshot, Watch
+from .messages import Beat, Heartbeat, Ready, Snapshot, Watch
 from .observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,9 @@ SNAPSHOT_SECONDS = 0.2
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A worker that has lived this long starts again without a pause.
 STABLE_SECONDS = 60.0
+# One that was started again more often than this since it was last stable is shown as failed while it is down.
+FAILED_ATTEMPTS = 3
+BEAT_SECONDS = 1.0
 
 
 class WorkerState(StrEnum):
@@ -34,6 +37,7 @@ class WorkerState(StrEnum):
     ACTIVE = "active"
     DRAINING = "draining"
     LOST = "lost"
+    FAILED = "failed"
 
 
 @dataclass(slots=True)
@@ -61,16 +65,27 @@ class WorkerRecord:
 class Supervisor:
     """Starts the workers, restarts those that die, and follows their snapshots.
 
-    `lost` is called with the name of a worker that died before anything else happens, `changed` after any change.
+    A worker that does not beat for `heartbeat_timeout` seconds, or whose engine spends `step_timeout` in one turn,
+    hangs and is replaced. `lost` is called with the name of a worker that died before anything else happens,
+    `changed` after any change.
     """
 
     def __init__(
-        self, executor: Executor, *, lost: Callable[[str], None], changed: Callable[[], None], observer: Observer
+        self,
+        executor: Executor,
+        *,
+        lost: Callable[[str], None],
+        changed: Callable[[], None],
+        observer: Observer,
+        heartbeat_timeout: float = 30.0,
+        step_timeout: float = 900.0,
     ) -> None:
         self._executor = executor
         self._lost = lost
         self._changed = changed
         self._observer = observer
+        self._heartbeat_timeout = heartbeat_timeout
+        self._step_timeout = step_timeout
         self._background = Background()
         self._changes = Condition()
         self._is_draining = False
@@ -79,7 +94,7 @@ class Supervisor:
     async def start(self) -> None:
         for name in await self._executor.start():
             self.workers[name] = WorkerRecord(name, self._executor.info(name))
-            self._background.spawn(self._follow(name), name=f"snapshots of {name}")
+            self._attend(name)
         self._background.spawn(self._supervise(), name="supervision")
         self._note_change()
 
@@ -112,7 +127,7 @@ class Supervisor:
     async def _supervise(self) -> None:
         async for name in self._executor.deaths():
             record = self.workers[name]
-            record.state, record.snapshot = WorkerState.LOST, None
+            record.state, record.snapshot = _down(record), None
             self._lost(name)
             self._observer.worker_lost(name)
             self._note_change()
@@ -135,7 +150,7 @@ class Supervisor:
             # OSError: the machine had no process or no file to spare.
             except (DenoisedError, OSError) as error:
                 logger.error("%s could not be started again: %s", record.name, error)
-                record.state = WorkerState.LOST
+                record.state = _down(record)
                 self._note_change()
         logger.info("%s is back after %.1f s", record.name, time.monotonic() - began)
         record.ready, record.start_time = self._executor.info(record.name), time.monotonic()
@@ -143,7 +158,29 @@ class Supervisor:
         record.restart_count += 1
         self._observer.worker_restarted(record.name)
         self._note_change()
-        self._background.spawn(self._follow(record.name), name=f"snapshots of {record.name}")
+        self._attend(record.name)
+
+    def _attend(self, name: str) -> None:
+        self._background.spawn(self._follow(name), name=f"snapshots of {name}")
+        self._background.spawn(self._listen(name), name=f"heart of {name}")
+
+    async def _listen(self, name: str) -> None:
+        """Kills a worker whose process or engine hangs; its death does the rest."""
+        try:
+            async with aclosing(self._executor.submit(name, Beat(BEAT_SECONDS))) as beats:
+                while True:
+                    async with asyncio.timeout(self._heartbeat_timeout):
+                        beat = await anext(beats, None)
+                    if beat is None:
+                        return
+                    if isinstance(beat, Heartbeat) and beat.turn_seconds > self._step_timeout:
+                        logger.error("%s has been in one call for %.0f s and is replaced", name, beat.turn_seconds)
+                        self._executor.kill(name)
+        except TimeoutError:
+            logger.error("%s gave no sign of life for %g s and is replaced", name, self._heartbeat_timeout)
+            self._executor.kill(name)
+        except WorkerLostError:
+            logger.debug("%s beats no more", name)
 
     async def _follow(self, name: str) -> None:
         try:
@@ -159,3 +196,7 @@ class Supervisor:
     def _note_change(self) -> None:
         self._changes.notify()
         self._changed()
+
+
+def _down(record: WorkerRecord) -> WorkerState:
+    return WorkerState.FAILED if record.attempts > FAILED_ATTEMPTS else WorkerState.LOST

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from denoised.errors import NotAPipelineError, PipelineNotFoundError
 from denoised.values import Artifact
 from denoised_server.messages import (
+    Beat,
     Command,
     Component,
     Derive,
@@ -19,6 +20,7 @@ from denoised_server.messages import (
     Failed,
     Finished,
     Generate,
+    Heartbeat,
     HeldComponent,
     Histogram,
     Load,
@@ -102,6 +104,10 @@ class ToyWorker:
                 yield Unloaded(0 if weights in self._pipelines.values() else WEIGHT_BYTES)
             case Watch():
                 yield from self._watch(command)
+            case Beat():
+                while True:
+                    yield Heartbeat(0.0)
+                    time.sleep(command.interval)
 
     def _weights(self, pipeline: str) -> str:
         if pipeline not in self._pipelines:

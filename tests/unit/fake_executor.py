@@ -17,12 +17,14 @@ from denoised.errors import (
 from denoised.values import Artifact
 from denoised_server.channel import Channel
 from denoised_server.messages import (
+    Beat,
     Command,
     Component,
     Derive,
     Event,
     Finished,
     Generate,
+    Heartbeat,
     HeldComponent,
     Histogram,
     Load,
@@ -82,6 +84,7 @@ class FakeExecutor:
         self.log: list[Command] = []
         self.cancelled: list[Command] = []
         self.failing_restarts = 0
+        self.turn_seconds = 0.0
         self.restart_error: Exception = WorkerLostError("It does not come up.")
         self.replies: list[Reply] = []
         self._replies: dict[str, asyncio.Queue[Reply]] = {}
@@ -200,6 +203,10 @@ class FakeExecutor:
                 await self._generate(place, command, events)
             case Reply():
                 self._replies[command.conversation].put_nowait(command)
+            case Beat():
+                while True:
+                    events.put(Heartbeat(self.turn_seconds))
+                    await asyncio.sleep(command.interval)
             case Watch():
                 while True:
                     events.put(_snapshot(place))

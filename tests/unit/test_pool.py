@@ -569,6 +569,33 @@ async def test_what_waited_for_the_dead_worker_is_run_after_all(make_pool: MakeP
     assert isinstance((await running)[-1], Summary)
 
 
+async def test_an_engine_that_hangs_in_a_call_is_replaced(
+    make_pool: MakePool, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "BEAT_SECONDS", 0.001)
+    pool = await make_pool(step_timeout=60)
+    executor.turn_seconds = 59.0
+    await asyncio.sleep(0.01)
+    assert only_worker(pool).restart_count == 0
+    executor.turn_seconds = 61.0
+    await soon(lambda: pool.health().health != "ready")
+    executor.turn_seconds = 0.0
+    await soon(lambda: only_worker(pool).state is WorkerState.ACTIVE)
+    assert only_worker(pool).restart_count
+
+
+async def test_a_worker_that_keeps_dying_is_shown_as_failed(
+    make_pool: MakePool, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "BACKOFF_SECONDS", (0.0, 0.0, 0.0, 0.0, 60.0))
+    pool = await make_pool()
+    executor.failing_restarts = 100
+    executor.kill("workers/0")
+    await soon(lambda: only_worker(pool).state is WorkerState.FAILED)
+    assert pool.health().health == "failing"
+    assert not pool.is_serving
+
+
 async def test_another_worker_takes_over_while_one_is_down(make_pool: MakePool) -> None:
     executor = FakeExecutor(2)
     executor.failing_restarts = 1000

@@ -42,6 +42,8 @@ class Worker(google.protobuf.message.Message):
         """Finishes its work and takes no more."""
         STATE_LOST: Worker._State.ValueType  # 4
         """The process died; it is started again under the same name."""
+        STATE_FAILED: Worker._State.ValueType  # 5
+        """The process died again and again; it is started again after longer and longer pauses."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a worker is in its life."""
@@ -56,6 +58,8 @@ class Worker(google.protobuf.message.Message):
     """Finishes its work and takes no more."""
     STATE_LOST: Worker.State.ValueType  # 4
     """The process died; it is started again under the same name."""
+    STATE_FAILED: Worker.State.ValueType  # 5
+    """The process died again and again; it is started again after longer and longer pauses."""
 
     NAME_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int

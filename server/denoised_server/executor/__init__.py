@@ -39,6 +39,10 @@ class Executor(Protocol):
         """Yields the name of each worker that dies, at once; ends when the executor stops. For one reader."""
         ...
 
+    def kill(self, worker: str) -> None:
+        """Ends a worker that does not answer any more, by force and at once; its death is told of as any other."""
+        ...
+
     async def restart(self, worker: str) -> None:
         """Starts a worker that died again, under the same name; raises as `start`."""
         ...

@@ -78,6 +78,10 @@ class Link:
             if self._waiting.pop(number, None) is not None:
                 self._send(number, None)
 
+    def kill(self) -> None:
+        """Ends the process at once, also one that has stopped."""
+        self._process.kill()
+
     async def stop(self, grace: float) -> None:
         """Ends the process, by force if it has not gone after so many seconds."""
         self._stopping = True

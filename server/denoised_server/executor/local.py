@@ -54,6 +54,9 @@ class LocalExecutor:
     def deaths(self) -> AsyncIterator[str]:
         return self._deaths
 
+    def kill(self, worker: str) -> None:
+        self._links[worker].kill()
+
     async def restart(self, worker: str) -> None:
         await self._links[worker].stop(self._stop_timeout)
         await self._launch(worker)

@@ -94,6 +94,7 @@ class Engine:
         self._inbox: deque[Request] = deque()
         self._answers: deque[tuple[Request, Any]] = deque()
         self._woken, self._closed = threading.Event(), False
+        self._turn_began = 0.0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -110,6 +111,12 @@ class Engine:
         """Raises Cancelled in the request where it stands; `finish` still gets called."""
         request.is_cancelled = True
         self._woken.set()
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long the present turn has taken, one batch of calls at most; 0 while there is nothing to do."""
+        began = self._turn_began
+        return time.monotonic() - began if began else 0.0
 
     def close(self) -> None:
         self._closed = True
@@ -132,8 +139,10 @@ class Engine:
         hub = greenlet.getcurrent()
         while not self._closed:
             self._woken.clear()
+            self._turn_began = time.monotonic()
             with self._construction.turn():
                 is_busy = self._step(hub)
+            self._turn_began = 0.0
             if not is_busy:
                 self._woken.wait()
 

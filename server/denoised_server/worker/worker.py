@@ -25,6 +25,7 @@ from denoised.values import Artifact, Plain
 from denoised_server.executor.child import Emit
 from denoised_server.messages import (
     Access,
+    Beat,
     Command,
     Derivation,
     Derive,
@@ -32,6 +33,7 @@ from denoised_server.messages import (
     Event,
     Failed,
     Generate,
+    Heartbeat,
     Load,
     Loaded,
     Output,
@@ -165,6 +167,9 @@ class Worker:
                     self._media.submit(self._prepare, task, command)
             case Reply():
                 self._replies.submit(self._answer, task, lambda: self._reply(command))
+            case Beat():
+                work = partial(self._answer, task, lambda: self._beat(task, command))
+                threading.Thread(target=work, name="heart", daemon=True).start()
             case Watch():
                 work = partial(self._answer, task, lambda: self._watch(task, command))
                 threading.Thread(target=work, name="watch", daemon=True).start()
@@ -390,6 +395,12 @@ class Worker:
             if (snapshot := self._snapshot()) != last:
                 task.emit(snapshot)
             last = snapshot
+            self._closed.wait(command.interval)
+
+    def _beat(self, task: _Task, command: Beat) -> Sequence[Event]:
+        while True:
+            self._check_cancelled(task)
+            task.emit(Heartbeat(self._engine.turn_seconds))
             self._closed.wait(command.interval)
 
     def _report(self) -> None:

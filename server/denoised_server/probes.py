@@ -1,0 +1,80 @@
+"""Health: one honest answer to how the daemon is, and what each probe makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .supervision import WorkerState
+
+PATHS = ("/healthz", "/readyz", "/startupz")
+
+
+class Health(StrEnum):
+    """How the daemon is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How the daemon is, and why, in sentences for people."""
+
+    health: Health
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether new work has a chance."""
+        return self.health in (Health.READY, Health.DEGRADED)
+
+
+def judge(
+    *,
+    is_started: bool,
+    is_draining: bool,
+    workers: Mapping[str, WorkerState],
+    preloads: Mapping[str, bool],
+    probe_failure: str = "",
+) -> Report:
+    """The health of a daemon with these workers, and these pipelines that it is to have and whether it has them.
+
+    `probe_failure` says why the last generation that was tried for the probe failed; empty where it did not.
+    """
+    if is_draining:
+        return Report(Health.DRAINING, ("No new work is taken.",))
+    active = [name for name, state in workers.items() if state is WorkerState.ACTIVE]
+    lost = [f"{name} is {state}." for name, state in workers.items() if state is not WorkerState.ACTIVE]
+    missing = [f"pipelines/{name} is not loaded." for name, is_there in preloads.items() if not is_there]
+    if not is_started:
+        return Report(Health.STARTING, (*lost, *missing))
+    if not active:
+        return Report(Health.FAILING, tuple(lost))
+    if probe_failure:
+        return Report(Health.FAILING, (probe_failure, *lost))
+    if missing and len(missing) == len(preloads):
+        return Report(Health.FAILING, (*missing, *lost))
+    return Report(Health.DEGRADED if lost or missing else Health.READY, (*lost, *missing))
+
+
+def answer(path: str, report: Report, *, has_started: bool) -> tuple[int, str] | None:
+    """The HTTP status and the text for a probe's path; None for other paths.
+
+    /healthz fails where starting again is the only hope, /readyz where no new work should come, /startupz until the
+    daemon has been ready once.
+    """
+    match path:
+        case "/healthz":
+            is_well = report.health is not Health.FAILING
+        case "/readyz":
+            is_well = report.is_serving
+        case "/startupz":
+            is_well = has_started
+        case _:
+            return None
+    return 200 if is_well else 503, "\n".join((report.health, *report.reasons)) + "\n"
