@@ -261,6 +261,8 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             adapters=adapters,
             loaded_adapters=[loaded.name for loaded in self._info.adapters],
             noise_scheduler=noise_scheduler,
+            # That is written into images here; what a job makes has its manifest beside them.
+            embed_manifest=False,
             target=self._client.target,
         )
         if call.callbacks.asked or call.callbacks.told is not None:

@@ -47,13 +47,14 @@ PARAMETERS = (
 )
 WEIGHT_BYTES = 1000
 STEP_SECONDS = 0.002
+SLOW_SECONDS = 0.4
 
 
 class ToyWorker:
     """Every command on a thread of its own. What it does with a pipeline says its prompt or the name of its weights:
 
     "die" kills the process, "bug" raises what nobody expects, a prompt of "hang" makes steps until it is cancelled, and
-    weights named "absent" cannot be loaded.
+    weights named "absent" cannot be loaded. "slowly" decodes and "slow" loads take a while.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -122,7 +123,7 @@ class ToyWorker:
             os._exit(3)
         for done in range(0, WEIGHT_BYTES + 1, WEIGHT_BYTES // 4):
             yield LoadProgress("reading weights", "unet", done, WEIGHT_BYTES)
-            time.sleep(STEP_SECONDS)
+            time.sleep(SLOW_SECONDS if weights == "slow" else STEP_SECONDS)
         self._pipelines[command.pipeline] = weights
         yield self._loaded(command.pipeline)
 
@@ -144,6 +145,10 @@ class ToyWorker:
             done, self._steps = done + 1, self._steps + 1
             yield Progress(done, steps)
             time.sleep(STEP_SECONDS)
+        if prompt == "slowly":
+            time.sleep(SLOW_SECONDS)
+            yield Output("images", 1, Artifact("image/png", b"first"), command.seeds[0])
+            time.sleep(SLOW_SECONDS)
         yield Output("images", 0, Artifact("image/png", str(prompt).encode()), command.seeds[0])
         yield Finished(done * STEP_SECONDS, 0.0, 0.0, calls=done, joined_calls=0, max_joined=1)
 

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from denoised.errors import (
     DenoisedError,
+    GenerationNotFoundError,
     NotOwnerError,
     PipelineExistsError,
     PipelineNotFoundError,
@@ -177,6 +178,47 @@ async def _info(clients: Clients) -> None:
     assert HERS not in str(response)
 
 
+GENERATION_NAMING: dict[str, Callable[[As, str], Any]] = {
+    "/denoised.v1.GenerationService/GetGeneration": lambda client, name: client.generations.GetGeneration(
+        generation_pb.GetGenerationRequest(name=name)
+    ),
+    "/denoised.v1.GenerationService/CancelGeneration": lambda client, name: client.generations.CancelGeneration(
+        generation_pb.CancelGenerationRequest(name=name)
+    ),
+    "/denoised.v1.GenerationService/ResumeGeneration": lambda client, name: client.generations.ResumeGeneration(
+        generation_pb.ResumeGenerationRequest(name=name)
+    ),
+}
+
+
+async def _submit(client: As) -> str:
+    """Starts a detached generation, under a request id that others may use too; returns its name."""
+    detached = generation_pb.ON_DISCONNECT_DETACH
+    request = generation_pb.GenerateRequest(pipeline=HERS, prompt="a cat", on_disconnect=detached, request_id="first")
+    events = [event async for event in client.generations.Generate(request)]
+    name: str = events[0].started.name
+    return name
+
+
+def _naming_generation(attempt: Callable[[As, str], Any]) -> Callable[[Clients], Awaitable[None]]:
+    async def check(clients: Clients) -> None:
+        name = await _submit(clients.alice)
+        hers = await refused(attempt(clients.bob, name))
+        nothing = await refused(attempt(clients.bob, "generations/none"))
+        assert type(hers) is type(nothing) is GenerationNotFoundError
+        assert str(hers) == str(nothing).replace("generations/none", name)
+
+    return check
+
+
+async def _list_generations(clients: Clients) -> None:
+    name = await _submit(clients.alice)
+    request = generation_pb.ListGenerationsRequest()
+    assert list((await clients.bob.generations.ListGenerations(request)).generations) == []
+    assert [one.name for one in (await clients.alice.generations.ListGenerations(request)).generations] == [name]
+    assert [one.name for one in (await clients.root.generations.ListGenerations(request)).generations] == [name]
+
+
 def _naming(attempt: Callable[[As, str], Any]) -> Callable[[Clients], Awaitable[None]]:
     async def check(clients: Clients) -> None:
         hers = await refused(attempt(clients.bob, HERS))
@@ -194,7 +236,10 @@ ATTEMPTS: dict[str, Callable[[Clients], Awaitable[None]]] = {
     "/denoised.v1.PipelineService/WatchPipelines": _watch,
     "/denoised.v1.WorkerService/ListWorkers": _workers,
     "/denoised.v1.WorkerService/GetServerInfo": _info,
-} | {method: _naming(attempt) for method, attempt in NAMING.items()}
+    "/denoised.v1.GenerationService/ListGenerations": _list_generations,
+}
+ATTEMPTS |= {method: _naming(attempt) for method, attempt in NAMING.items()}
+ATTEMPTS |= {method: _naming_generation(attempt) for method, attempt in GENERATION_NAMING.items()}
 
 
 def test_no_method_is_left_out() -> None:
