@@ -32,11 +32,12 @@ check: $(READY) $(GENERATOR_READY) ## lint, types, import rules, protos, generat
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy protos/generate.py protos/breaking.py protos/document.py client/unasync.py tests
+	$(BIN)/mypy protos/generate.py protos/breaking.py protos/document.py client/unasync.py deploy tests
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 	$(BIN)/python protos/breaking.py
 	$(BIN)/python protos/document.py --check
+	$(BIN)/python deploy/monitoring/reference.py --check
 	PATH=$(abspath $(GENERATOR))/bin:$$PATH $(GENERATOR)/bin/python protos/generate.py --check
 	$(BIN)/python client/unasync.py --check
 
@@ -47,6 +48,7 @@ format: $(READY) ## put the code into its form
 generate: $(READY) $(GENERATOR_READY) ## write what is generated: client/denoised/v1, docs/api.md, the sync SDK
 	PATH=$(abspath $(GENERATOR))/bin:$$PATH $(GENERATOR)/bin/python protos/generate.py
 	$(BIN)/python protos/document.py
+	$(BIN)/python deploy/monitoring/reference.py
 	$(BIN)/python client/unasync.py
 
 polyglot: $(READY) ## build the clients in Go, TypeScript and C++, and run them against a live daemon

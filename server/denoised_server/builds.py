@@ -60,6 +60,8 @@ class _Build:
         self.lingering: set[Channel[LoadProgress]] = set()
         self.begun: dict[Handle, Loaded | None] = {}
         self.progress: LoadProgress | None = None
+        # When each phase began, in order.
+        self._phases: list[tuple[str, float]] = []
         self.task: asyncio.Task[None]
 
     @property
@@ -67,10 +69,20 @@ class _Build:
         return any(self.waiting.values())
 
     def report(self, progress: LoadProgress) -> None:
+        if self.progress is None or self.progress.phase != progress.phase:
+            self._phases.append((progress.phase, time.monotonic()))
         self.progress = progress
         for channels in self.waiting.values():
             for channel in channels:
                 channel.put(progress)
+
+    def phases(self) -> dict[str, float]:
+        """The seconds that each phase took, the last one until now."""
+        ends = [began for _, began in self._phases[1:]] + [time.monotonic()]
+        taken = dict[str, float]()
+        for (name, began), ended in zip(self._phases, ends, strict=False):
+            taken[name] = taken.get(name, 0.0) + ended - began
+        return taken
 
     def end(self, handle: Handle, error: DenoisedError | None = None) -> None:
         for channel in self.waiting.pop(handle, ()):
@@ -212,7 +224,7 @@ class Builds:
                     self._drop(handle)
         finally:
             self._forget(build)
-            self._observer.load_ended(outcome, time.monotonic() - began)
+            self._observer.load_ended(build.recipe.spec.repo_id, outcome, time.monotonic() - began, build.phases())
             # What is left was begun and is not wanted: a cancelled load may have finished just before it heard of it.
             await self._clear(build)
 

@@ -12,6 +12,7 @@ from typing import Any
 from denoised.errors import DenoisedError, GenerationCancelledError
 
 from . import codec
+from .course import CourseNotes
 from .eventlog import EventLog
 from .handles import Handle
 from .messages import Finished, Generate, Loaded, Output, Progress, Ready, Recipe, StepEnd
@@ -143,6 +144,7 @@ class Generation:
     command: Generate
     terms: Terms
     create_time: float
+    notes: CourseNotes
     log: EventLog[GenerationEvent] = field(default_factory=EventLog)
     state: State = State.WAITING
     worker: str = ""
@@ -163,6 +165,15 @@ class Generation:
     @property
     def is_over(self) -> bool:
         return self.log.is_ended
+
+    @property
+    def outcome(self) -> str:
+        """ "ok", the reason of its error in lower case, or "cancelled" where its callers have left."""
+        if self.state is State.SUCCEEDED:
+            return "ok"
+        if not self.is_over:
+            return "cancelled"
+        return self.log.error.reason.lower() if isinstance(self.log.error, DenoisedError) else "internal"
 
     def view(self) -> GenerationView:
         command = self.command

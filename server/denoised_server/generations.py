@@ -9,7 +9,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +29,7 @@ from . import arguments
 from .admission import MIN_RETRY_SECONDS
 from .background import Background
 from .callers import Caller
+from .course import CourseNotes
 from .detached import Detached
 from .eventlog import Numbered, behind
 from .executor import Executor
@@ -199,6 +200,7 @@ class Generations:
                 command=pending.command,
                 terms=Terms(pending.request_id, detached=True, owner=view.owner),
                 create_time=view.create_time,
+                notes=CourseNotes(handle.recipe.spec.repo_id, pending.command.output_type),
             )
             self._add(generation)
             self._begin(generation)
@@ -263,7 +265,8 @@ class Generations:
             # Drawn here, so that a run that has to be repeated makes the same images.
             command = replace(command, seeds=(secrets.randbits(SEED_BITS),))
         name = f"{PREFIX}g{secrets.token_hex(12)}"
-        generation = Generation(name, self._last_number + 1, handle, asked, command, terms, time.time())
+        notes = CourseNotes(handle.recipe.spec.repo_id, command.output_type)
+        generation = Generation(name, self._last_number + 1, handle, asked, command, terms, time.time(), notes)
         position = None if handle.worker else self._place_in_queue()
         self._add(generation)
         if position is not None:
@@ -322,6 +325,7 @@ class Generations:
                 raise refusal() from None
             if verdict is Verdict.GIVE_UP:
                 raise
+            self._observer.generation_replayed()
             generation.must_run_alone = verdict is Verdict.REPLAY_ALONE
             return False
         return True
@@ -330,21 +334,26 @@ class Generations:
         handle, command = generation.handle, generation.command
         began, has_retried = time.monotonic(), False
         while not generation.worker:
-            await self._bring_back(handle)
+            if not handle.worker:
+                with generation.notes.phase("load"):
+                    await self._bring_back(handle)
             # Again: before its first load, the pipeline's parameters were not known.
             self._check(handle, command)
             worker, loaded = handle.worker, handle.loaded
-            async with self.gate(worker).enter(
+            gate = self.gate(worker).enter(
                 priority=command.priority,
                 moved=generation.queued,
                 alone=generation.must_run_alone,
                 again=generation.deaths.count > 0,
-            ):
+            )
+            async with AsyncExitStack() as stack:
+                with generation.notes.phase("queue"):
+                    await stack.enter_async_context(gate)
                 # The worker may have died while this one waited; then what it held is built anew.
                 if handle.worker == worker:
                     generation.worker, generation.state = worker, State.RUNNING
                     queue_seconds = time.monotonic() - began
-                    self._observer.admitted(queue_seconds)
+                    self._observer.generation_admitted(handle.recipe.spec.repo_id, queue_seconds)
                     try:
                         await self._relay(generation, queue_seconds)
                     except PipelineNotFoundError:
@@ -388,15 +397,15 @@ class Generations:
                 generation.has_begun = True
                 match event:
                     case Progress() | Output():
-                        is_new = generation.advance(event)
-                        if is_new and isinstance(event, Output) and event.field == "images":
-                            self._observer.images_made(image_count(event, command.output_type))
+                        if generation.advance(event):
+                            generation.notes.note(event)
                     case StepEnd():
                         if not generation.hears:
                             raise _deaf()
                         generation.asking = worker
                         generation.log.put(event)
                     case Finished():
+                        generation.notes.note(event)
                         summary = Summary(queue_seconds, event, command.seeds, making, generation.deaths.count)
                         generation.log.put(summary)
                     case _:
@@ -408,6 +417,8 @@ class Generations:
 
     def _ended(self, generation: Generation) -> None:
         generation.handle.last_use_time = time.time()
+        loaded = generation.handle.loaded
+        self._observer.generation_ended(generation.notes.end(generation.outcome, loaded.task if loaded else ""))
         if generation.terms.detached and generation.is_over and not generation.is_left_for_later:
             self._background.spawn(self._finish(generation), name=f"result of {generation.name}")
         else:
@@ -445,13 +456,3 @@ def _deaf() -> InvalidFieldError:
     return InvalidFieldError.of(
         "reply", "a callback was asked, and no reply can come any more.", hint="Keep the call open for sending."
     )
-
-
-def image_count(output: Output, output_type: str) -> int:
-    """The images in one output: one picture each, or an array of all of them. Latents are none yet."""
-    match output_type, output.artifact.shape:
-        case "latent", _:
-            return 0
-        case "np" | "pt", (count, _, _, _):
-            return count
-    return 1

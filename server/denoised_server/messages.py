@@ -388,13 +388,22 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """What a run of a generation's component calls was for, and when it was; times are seconds since the epoch."""
+
+    name: str
+    start_time: float
+    end_time: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A generation ended; times in seconds.
 
-    `generators` are the advanced states, where states were sent; `fields` what the pipeline returned beside media, and
-    `field_names` all that it returned, in order. For the manifest: `noise_scheduler` where the request brought one,
-    `media` the kind and digest of each image or tensor by its place among the arguments, `adapter_digests` those of the
-    files that the request named, in its order.
+    `phases` are in the order in which they began; `generators` are the advanced states, where states were sent;
+    `fields` what the pipeline returned beside media, and `field_names` all that it returned, in order. For the
+    manifest: `noise_scheduler` where the request brought one, `media` the kind and digest of each image or tensor by
+    its place among the arguments, `adapter_digests` those of the files that the request named, in its order.
     """
 
     run_seconds: float
@@ -409,6 +418,7 @@ class Finished:
     noise_scheduler: NoiseScheduler | None = None
     media: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     adapter_digests: tuple[str, ...] = ()
+    phases: tuple[Phase, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,7 +483,7 @@ class Snapshot:
     """How a worker is; counts are since it started, sizes in bytes.
 
     `batch_sizes` observes how many requests' calls each batch joined, `step_seconds` the time between denoising steps
-    of a request.
+    of a request, `device_seconds` has what batches took by the phase that they were of.
     """
 
     total_bytes: int
@@ -490,6 +500,7 @@ class Snapshot:
     batch_sizes: Histogram
     step_seconds: Histogram
     methods: tuple[MethodStats, ...] = ()
+    device_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,68 +1,78 @@
-"""Metrics, for Prometheus to read: the front-end's own, and those that workers report."""
+"""Counts what the front-end tells it, for Prometheus to read; `metric_set` says what there is."""
 
 from __future__ import annotations
 
-import threading
-from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from http import HTTPStatus
-from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIServer
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIEnvironment
+import platform
+import time
+from collections.abc import Mapping, Sequence
 
 from denoised.errors import BY_REASON
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from . import messages
+from . import metric_set
 from .handles import State
 from .messages import Snapshot
-from .observer import Observer
-from .views import TIERS
+from .metric_set import Definition
+from .observer import Course, Observer
+from .reports import Reports
 
-# Calls take from milliseconds to many minutes.
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 OUTCOMES = ("ok", "cancelled", *(reason.lower() for reason in BY_REASON))
+# Errors that say no before anything was done.
+REFUSALS = (
+    "queue_full",
+    "quota_exceeded",
+    "no_room",
+    "never_fits",
+    "message_too_large",
+    "source_not_allowed",
+    "unauthenticated",
+    "scope_missing",
+    "not_owner",
+    "shutting_down",
+    "journal_unavailable",
+)
+LOAD_PHASES = ("looking_up", "downloading", "reading_weights", "moving_to_device")
+OTHER = "other"
+# Models that have a label of their own; whoever may load could otherwise fill Prometheus.
+MAX_MODELS = 32
 
 
 class Metrics(Observer):
-    """Counts what the front-end tells it. No label ever holds what a caller has chosen.
+    """Counts by labels that are known beforehand, and those of the first models.
 
     `methods` are the names of the RPCs, `workers` those of the workers: known labels start at zero, so that rates are
     right from the first event on.
     """
 
     def __init__(self, *, version: str, methods: Sequence[str], workers: Sequence[str]) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "denoised_requests", "Calls that ended, by outcome.", ["method", "outcome"], registry=registry
-        )
-        self._request_seconds = Histogram(
-            "denoised_request_seconds", "Time from a call's start to its end.", ["method"], buckets=SECONDS,
-            registry=registry,
-        )  # fmt: skip
-        self._queue_seconds = Histogram(
-            "denoised_queue_seconds", "Time that generations waited to be admitted.", buckets=SECONDS, registry=registry
-        )
-        self._running = Gauge("denoised_requests_running", "Generations running.", ["worker"], registry=registry)
-        self._waiting = Gauge("denoised_requests_waiting", "Generations waiting.", ["worker"], registry=registry)
-        self._images = Counter("denoised_images", "Images made.", registry=registry)
-        self._pipelines = Gauge("denoised_pipelines", "Pipelines held, by state.", ["state"], registry=registry)
-        self._loads = Counter("denoised_loads", "Pipelines built, by outcome.", ["outcome"], registry=registry)
-        self._load_seconds = Histogram(
-            "denoised_load_seconds", "Time that building a pipeline took.", buckets=SECONDS, registry=registry
-        )
-        self._restarts = Counter(
-            "denoised_worker_restarts", "Times a worker was started again.", ["worker"], registry=registry
-        )
-        info = Gauge("denoised_build_info", "What is running; always 1.", ["version"], registry=registry)
-        info.labels(version).set(1)
+        self.registry = CollectorRegistry()
+        self._models: set[str] = set()
+        self._requests = self._counter(metric_set.REQUESTS)
+        self._request_seconds = self._histogram(metric_set.REQUEST_SECONDS)
+        self._refusals = self._counter(metric_set.REFUSALS)
+        self._running = self._gauge(metric_set.RUNNING)
+        self._waiting = self._gauge(metric_set.WAITING)
+        self._generations = self._counter(metric_set.GENERATIONS)
+        self._latency = self._histogram(metric_set.LATENCY)
+        self._queue_time = self._histogram(metric_set.QUEUE_TIME)
+        self._phase_seconds = self._histogram(metric_set.PHASE_SECONDS)
+        self._steps = self._counter(metric_set.STEPS)
+        self._images = self._counter(metric_set.IMAGES)
+        self._pixels = self._counter(metric_set.PIXELS)
+        self._replays = self._counter(metric_set.REPLAYS)
+        self._pipelines = self._gauge(metric_set.PIPELINES)
+        self._loads = self._counter(metric_set.LOADS)
+        self._load_seconds = self._histogram(metric_set.LOAD_SECONDS)
+        self._load_phases = self._counter(metric_set.LOAD_PHASE_SECONDS)
+        self._expirations = self._counter(metric_set.EXPIRATIONS)
+        self._restarts = self._counter(metric_set.RESTARTS)
+        self._gauge(metric_set.BUILD_INFO).labels(version, platform.python_version()).set(1)
+        self._gauge(metric_set.START_TIME).set(time.time())
         self._reports = Reports(workers)
-        registry.register(self._reports)
+        self.registry.register(self._reports)
+        self._begin_at_zero(methods, workers)
+
+    def _begin_at_zero(self, methods: Sequence[str], workers: Sequence[str]) -> None:
         for method in methods:
             self._request_seconds.labels(method)
             for outcome in OUTCOMES:
@@ -74,28 +84,63 @@ class Metrics(Observer):
             self._pipelines.labels(state)
         for outcome in OUTCOMES:
             self._loads.labels(outcome)
+        for reason in REFUSALS:
+            self._refusals.labels(reason)
+        for phase in (*LOAD_PHASES, OTHER):
+            self._load_phases.labels(phase)
+        self._begin_model(OTHER)
+
+    def _begin_model(self, model: str) -> None:
+        for metric in (self._queue_time, self._images, self._pixels):
+            metric.labels(model)
+        for use in ("useful", "wasted"):
+            self._steps.labels(model, use)
 
     def request_ended(self, method: str, outcome: str, seconds: float) -> None:
         self._requests.labels(method, outcome).inc()
         self._request_seconds.labels(method).observe(seconds)
+        if outcome in REFUSALS:
+            self._refusals.labels(outcome).inc()
 
     def queue_changed(self, worker: str, *, running: int, waiting: int) -> None:
         self._running.labels(worker).set(running)
         self._waiting.labels(worker).set(waiting)
 
-    def admitted(self, queue_seconds: float) -> None:
-        self._queue_seconds.observe(queue_seconds)
+    def generation_admitted(self, repo_id: str, queue_seconds: float) -> None:
+        self._queue_time.labels(self._model(repo_id)).observe(queue_seconds)
 
-    def images_made(self, count: int) -> None:
-        self._images.inc(count)
+    def generation_replayed(self) -> None:
+        self._replays.inc()
 
-    def load_ended(self, outcome: str, seconds: float) -> None:
+    def generation_ended(self, course: Course) -> None:
+        model, is_ok = self._model(course.repo_id), course.outcome == "ok"
+        self._generations.labels(model, course.task, course.outcome).inc()
+        self._steps.labels(model, "useful" if is_ok else "wasted").inc(course.steps)
+        self._images.labels(model).inc(course.images)
+        self._pixels.labels(model).inc(course.pixels)
+        if is_ok:
+            self._latency.labels(model, course.task).observe(course.seconds)
+            for phase, seconds in course.phases.items():
+                self._phase_seconds.labels(phase).observe(seconds)
+
+    def load_ended(self, repo_id: str, outcome: str, seconds: float, phases: Mapping[str, float]) -> None:
         self._loads.labels(outcome).inc()
         self._load_seconds.observe(seconds)
+        for phase, spent in phases.items():
+            name = phase.replace(" ", "_")
+            self._load_phases.labels(name if name in LOAD_PHASES else OTHER).inc(spent)
+        # Only what exists and may be loaded gets a label: anybody can ask for anything.
+        model = alias(repo_id)
+        if outcome == "ok" and model not in self._models and len(self._models) < MAX_MODELS:
+            self._models.add(model)
+            self._begin_model(model)
 
     def pipelines_changed(self, counts: Mapping[str, int]) -> None:
         for state in State:
             self._pipelines.labels(state).set(counts.get(state, 0))
+
+    def pipeline_expired(self) -> None:
+        self._expirations.inc()
 
     def worker_reported(self, worker: str, snapshot: Snapshot) -> None:
         self._reports.report(worker, snapshot)
@@ -106,164 +151,23 @@ class Metrics(Observer):
     def worker_restarted(self, worker: str) -> None:
         self._restarts.labels(worker).inc()
 
+    def _model(self, repo_id: str) -> str:
+        model = alias(repo_id)
+        return model if model in self._models else OTHER
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """What a worker counts from its start on, and therefore loses with its process."""
+    def _counter(self, definition: Definition) -> Counter:
+        name = definition.name.removesuffix("_total")
+        return Counter(name, definition.text, list(definition.labels), registry=self.registry)
 
-    calls: int = 0
-    batches: int = 0
-    joined_calls: int = 0
-    lone_calls: Tally[str] = field(default_factory=Tally)
-    batch_sizes: messages.Histogram | None = None
-    step_seconds: messages.Histogram | None = None
+    def _gauge(self, definition: Definition) -> Gauge:
+        return Gauge(definition.name, definition.text, list(definition.labels), registry=self.registry)
 
-    @classmethod
-    def of(cls, snapshot: Snapshot) -> _Counts:
-        return cls(
-            snapshot.calls,
-            snapshot.batches,
-            snapshot.joined_calls,
-            sum((Tally(stats.lone_calls) for stats in snapshot.methods), Tally()),
-            snapshot.batch_sizes,
-            snapshot.step_seconds,
-        )
-
-    def __add__(self, other: _Counts) -> _Counts:
-        return _Counts(
-            self.calls + other.calls,
-            self.batches + other.batches,
-            self.joined_calls + other.joined_calls,
-            self.lone_calls + other.lone_calls,
-            _add(self.batch_sizes, other.batch_sizes),
-            _add(self.step_seconds, other.step_seconds),
-        )
+    def _histogram(self, definition: Definition) -> Histogram:
+        labels = list(definition.labels)
+        return Histogram(definition.name, definition.text, labels, buckets=definition.buckets, registry=self.registry)
 
 
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """What is known of one worker: the counts of its earlier lives, and the last snapshot of this one."""
-
-    before: _Counts = _Counts()
-    snapshot: Snapshot | None = None
-
-    @property
-    def counts(self) -> _Counts:
-        return self.before + _Counts.of(self.snapshot) if self.snapshot else self.before
-
-
-class Reports(Collector):
-    """Metrics from the workers' snapshots. Counts go on over a worker's restart, as Prometheus expects of them."""
-
-    def __init__(self, workers: Sequence[str]) -> None:
-        # Each report is replaced as a whole: the server for metrics reads them on a thread of its own.
-        self._reports = dict.fromkeys(workers, _Report())
-
-    def report(self, worker: str, snapshot: Snapshot) -> None:
-        self._reports[worker] = replace(self._reports[worker], snapshot=snapshot)
-
-    def lose(self, worker: str) -> None:
-        self._reports[worker] = _Report(before=self._reports[worker].counts)
-
-    def collect(self) -> Iterator[Metric]:
-        reports = tuple(self._reports.items())
-        yield from self._memory(reports)
-        counters: Sequence[tuple[str, str, Callable[[_Counts], int]]] = (
-            ("denoised_engine_calls", "Component calls that requests made.", lambda counts: counts.calls),
-            ("denoised_engine_batches", "Batches that component calls ran as.", lambda counts: counts.batches),
-            (
-                "denoised_engine_joined_calls",
-                "Component calls that shared a batch.",
-                lambda counts: counts.joined_calls,
-            ),
-        )
-        for name, text, count in counters:
-            counter = CounterMetricFamily(name, text, labels=["worker"])
-            for worker, report in reports:
-                counter.add_metric([worker], count(report.counts))
-            yield counter
-        lone = CounterMetricFamily(
-            "denoised_engine_lone_calls", "Component calls that ran alone, by reason.", labels=["worker", "reason"]
-        )
-        for worker, report in reports:
-            for reason, calls in report.counts.lone_calls.items():
-                lone.add_metric([worker, reason], calls)
-        yield lone
-        histograms: Sequence[tuple[str, str, Callable[[_Counts], messages.Histogram | None]]] = (
-            ("denoised_batch_size", "Calls joined into one batch.", lambda counts: counts.batch_sizes),
-            ("denoised_denoise_step_seconds", "Time between steps of a request.", lambda counts: counts.step_seconds),
-        )
-        for name, text, get in histograms:
-            family = HistogramMetricFamily(name, text, labels=["worker"])
-            for worker, report in reports:
-                if (observed := get(report.counts)) is not None:
-                    bounds = [
-                        (_text(bound), count) for bound, count in zip(observed.bounds, observed.counts, strict=True)
-                    ]
-                    family.add_metric([worker], [*bounds, ("+Inf", observed.count)], observed.sum)
-            yield family
-
-    def _memory(self, reports: Sequence[tuple[str, _Report]]) -> Iterator[Metric]:
-        components = GaugeMetricFamily(
-            "denoised_component_bytes", "Weights held, each component counted once.", labels=["worker", "residency"]
-        )
-        memory = GaugeMetricFamily("denoised_device_memory_bytes", "Memory of a device.", labels=["worker", "kind"])
-        for worker, report in reports:
-            snapshot = report.snapshot
-            held = Tally[str]()
-            for part in snapshot.components if snapshot else ():
-                held[part.residency] += part.weight_bytes
-            for tier in TIERS:
-                components.add_metric([worker, tier], held[tier])
-            for kind in ("total", "budget", "weight", "reserved", "process"):
-                memory.add_metric([worker, kind], getattr(snapshot, f"{kind}_bytes") if snapshot else 0)
-        yield components
-        yield memory
-
-
-class MetricsServer:
-    """Answers Prometheus over HTTP, on a thread of its own."""
-
-    def __init__(self, registry: CollectorRegistry, *, host: str, port: int) -> None:
-        self._server: WSGIServer
-        self._thread: threading.Thread
-        self._server, self._thread = start_http_server(port, host, registry)
-        self._metrics = make_wsgi_app(registry)
-
-    def probe(self, answer: Callable[[str], tuple[int, str] | None]) -> None:
-        """Answers paths of probes too: `answer` returns a status and a text, or None for what is no probe's."""
-
-        def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            found = answer(str(environ.get("PATH_INFO", "")))
-            if found is None:
-                page: Iterable[bytes] = self._metrics(environ, start_response)
-                return page
-            status, text = found
-            start_response(f"{status} {HTTPStatus(status).phrase}", [("Content-Type", "text/plain; charset=utf-8")])
-            return [text.encode()]
-
-        self._server.set_app(serve)
-
-    @property
-    def port(self) -> int:
-        return self._server.server_port
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def _add(one: messages.Histogram | None, other: messages.Histogram | None) -> messages.Histogram | None:
-    if one is None or other is None:
-        return one or other
-    return messages.Histogram(
-        bounds=other.bounds,
-        counts=tuple(a + b for a, b in zip(one.counts, other.counts, strict=True)),
-        count=one.count + other.count,
-        sum=one.sum + other.sum,
-    )
-
-
-def _text(bound: float) -> str:
-    return repr(float(bound))
+def alias(repo_id: str) -> str:
+    """A repository's name; of a directory only the last part, for the rest is nobody's business."""
+    parts = repo_id.replace("\\", "/").rstrip("/").split("/")
+    return repo_id if len(parts) <= 2 and parts[0] not in ("", ".", "..", "~") else parts[-1]

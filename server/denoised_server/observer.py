@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .messages import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What a generation came to.
+
+    `outcome` is "ok", "cancelled", or the reason of its error in lower case; `phases` has the seconds that it spent in
+    each, of one that ended well.
+    """
+
+    repo_id: str
+    task: str
+    outcome: str
+    seconds: float
+    steps: int = 0
+    images: int = 0
+    pixels: int = 0
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class Observer:
@@ -16,17 +35,23 @@ class Observer:
     def queue_changed(self, worker: str, *, running: int, waiting: int) -> None:
         """The number of generations that a worker runs, or that wait for it, changed."""
 
-    def admitted(self, queue_seconds: float) -> None:
+    def generation_admitted(self, repo_id: str, queue_seconds: float) -> None:
         """A generation was admitted after waiting so long."""
 
-    def images_made(self, count: int) -> None:
-        """So many images were sent to a caller."""
+    def generation_replayed(self) -> None:
+        """A generation is run again because its worker died."""
 
-    def load_ended(self, outcome: str, seconds: float) -> None:
-        """A load ended: "ok", "cancelled", or the reason of its error in lower case."""
+    def generation_ended(self, course: Course) -> None:
+        """A generation ended, well or not."""
+
+    def load_ended(self, repo_id: str, outcome: str, seconds: float, phases: Mapping[str, float]) -> None:
+        """A load ended: "ok", "cancelled", or the reason of its error in lower case; `phases` by their names."""
 
     def pipelines_changed(self, counts: Mapping[str, int]) -> None:
         """The number of pipelines by state changed."""
+
+    def pipeline_expired(self) -> None:
+        """A pipeline is unloaded because nobody used it."""
 
     def worker_reported(self, worker: str, snapshot: Snapshot) -> None:
         """A worker said how it is."""

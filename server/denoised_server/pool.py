@@ -298,6 +298,7 @@ class Pool:
         """Unloads what nobody has used for as long as its lease says."""
         for handle in self._handles.expired(now):
             logger.info("%s has expired", handle.name)
+            self._observer.pipeline_expired()
             self._unload_soon(handle)
 
     # Generations

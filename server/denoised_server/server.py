@@ -29,10 +29,11 @@ from .access import Access
 from .background import Background
 from .config import Settings, SettingsError
 from .executor.local import WORKER, LocalExecutor
+from .exposition import MetricsServer
 from .interceptors import ErrorInterceptor
 from .journal import Journal, JournalError
 from .messages import WorkerSettings
-from .metrics import Metrics, MetricsServer
+from .metrics import Metrics
 from .pool import Pool
 from .services import METHODS, SERVICES, add_services
 from .tls import CertificateError, CertificateFiles

@@ -99,7 +99,7 @@ def test_it_answers_health_reflection_and_metrics(tmp_path: Path) -> None:
         with urllib.request.urlopen(metrics, timeout=10) as response:
             text = response.read().decode()
         assert 'denoised_requests_total{method="Generate",outcome="ok"} 1.0' in text
-        assert "denoised_images_total 1.0" in text
+        assert 'denoised_images_total{model="weights"} 1.0' in text
 
 
 def test_on_sigterm_it_finishes_what_runs_and_exits_with_zero(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from . import joining
 from .joining import Arguments, NotJoinableError
 from .observations import Observations
 from .overlay import Overlay
+from .phases import Phases
 from .seam import Method
 from .tallies import Lone, Tally
 
@@ -39,6 +40,7 @@ class Costs:
     joined_calls: int = 0
     max_joined: int = 0
     device_seconds: float = 0.0
+    phases: Phases = field(default_factory=Phases)
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +88,7 @@ class Batches:
 
     counts: Counter[str] = field(default_factory=Counter)
     tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    device_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     sizes: Observations = field(default_factory=lambda: Observations(BATCH_SIZE_BOUNDS))
 
     def run(self, calls: list[Call]) -> Ran:
@@ -169,8 +172,11 @@ class Batches:
         tally.joined_calls += joined if joined > 1 else 0
         self.counts["batches"] += 1
         self.counts["joined_calls"] += joined if joined > 1 else 0
+        phase = calls[0].method.phase
+        self.device_seconds[phase] += seconds
         for call in calls:
             call.costs.device_seconds += seconds
+            call.costs.phases.note(phase, seconds)
             call.costs.max_joined = max(call.costs.max_joined, joined)
             call.costs.joined_calls += joined > 1
 

@@ -239,6 +239,7 @@ class Generation:
             noise_scheduler=self._noise_scheduler(),
             media=self._media,
             adapter_digests=self._adapter_digests,
+            phases=costs.phases.runs(),
         )
 
     def _packed(self, image: Image.Image) -> Artifact:

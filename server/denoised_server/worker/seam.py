@@ -16,7 +16,7 @@ import torch
 from diffusers.hooks import HookRegistry
 from torch import nn
 
-from . import joining
+from . import joining, phases
 from .overlay import Overlay
 
 # What `watch` leaves on a module.
@@ -40,6 +40,11 @@ class Method:
 
     def __str__(self) -> str:
         return f"{type(self.module).__name__}.{self.name}"
+
+    @property
+    def phase(self) -> str:
+        """What its calls are for."""
+        return phases.of(self.module, self.name)
 
 
 class Caller(greenlet.greenlet):

@@ -427,6 +427,7 @@ class Worker:
             methods=tuple(tally.stats(name) for name, tally in sorted(self._engine.batches.tallies.items())),
             batch_sizes=self._engine.batches.sizes.histogram(),
             step_seconds=self._step_seconds.histogram(),
+            device_seconds=dict(self._engine.batches.device_seconds),
         )
 
 

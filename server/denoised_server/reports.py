@@ -1,0 +1,169 @@
+"""What workers report of themselves, as metrics on the front-end's page."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from . import messages, metric_set
+from .messages import Snapshot
+from .views import TIERS
+
+MEMORY_KINDS = ("total", "budget", "weight", "reserved", "process")
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What a worker counts from its start on, and therefore loses with its process."""
+
+    calls: int = 0
+    batches: int = 0
+    joined_calls: int = 0
+    lone_calls: Tally[str] = field(default_factory=Tally)
+    batch_sizes: messages.Histogram | None = None
+    step_seconds: messages.Histogram | None = None
+    device_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> _Counts:
+        return cls(
+            calls=snapshot.calls,
+            batches=snapshot.batches,
+            joined_calls=snapshot.joined_calls,
+            lone_calls=sum((Tally(stats.lone_calls) for stats in snapshot.methods), Tally()),
+            batch_sizes=snapshot.batch_sizes,
+            step_seconds=snapshot.step_seconds,
+            device_seconds=snapshot.device_seconds,
+        )
+
+    def __add__(self, other: _Counts) -> _Counts:
+        return _Counts(
+            calls=self.calls + other.calls,
+            batches=self.batches + other.batches,
+            joined_calls=self.joined_calls + other.joined_calls,
+            lone_calls=self.lone_calls + other.lone_calls,
+            batch_sizes=_add(self.batch_sizes, other.batch_sizes),
+            step_seconds=_add(self.step_seconds, other.step_seconds),
+            device_seconds={
+                phase: self.device_seconds.get(phase, 0) + other.device_seconds.get(phase, 0)
+                for phase in {*self.device_seconds, *other.device_seconds}
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What is known of one worker: the counts of its earlier lives, and the last snapshot of this one."""
+
+    before: _Counts = _Counts()
+    snapshot: Snapshot | None = None
+
+    @property
+    def counts(self) -> _Counts:
+        return self.before + _Counts.of(self.snapshot) if self.snapshot else self.before
+
+
+_Reported = Sequence[tuple[str, _Report]]
+
+
+class Reports(Collector):
+    """Counts go on over a worker's restart, as Prometheus expects of them; gauges of a dead worker are not there."""
+
+    def __init__(self, workers: Sequence[str]) -> None:
+        # Each report is replaced as a whole: the server for metrics reads them on a thread of its own.
+        self._reports = dict.fromkeys(workers, _Report())
+
+    def report(self, worker: str, snapshot: Snapshot) -> None:
+        self._reports[worker] = replace(self._reports[worker], snapshot=snapshot)
+
+    def lose(self, worker: str) -> None:
+        self._reports[worker] = _Report(before=self._reports[worker].counts)
+
+    def collect(self) -> Iterator[Metric]:
+        reports = tuple(self._reports.items())
+        yield from self._gauges(reports)
+        yield from self._counters(reports)
+        yield from self._histograms(reports)
+
+    def _gauges(self, reports: _Reported) -> Iterator[Metric]:
+        up, memory, components, saved, kinds = (
+            GaugeMetricFamily(each.name, each.text, labels=list(each.labels))
+            for each in (
+                metric_set.WORKER_UP,
+                metric_set.MEMORY,
+                metric_set.COMPONENTS,
+                metric_set.SAVED,
+                metric_set.KINDS,
+            )
+        )
+        for worker, report in reports:
+            snapshot = report.snapshot
+            up.add_metric([worker], int(snapshot is not None))
+            if snapshot is None:
+                continue
+            held = Tally[str]()
+            for part in snapshot.components:
+                held[part.residency] += part.weight_bytes
+            for tier in TIERS:
+                components.add_metric([worker, tier], held[tier])
+            for kind in MEMORY_KINDS:
+                memory.add_metric([worker, kind], getattr(snapshot, f"{kind}_bytes"))
+            saved.add_metric(
+                [worker], sum(part.weight_bytes * (len(part.pipelines) - 1) for part in snapshot.components)
+            )
+            kinds.add_metric([worker, "verified"], snapshot.verified_kinds)
+            kinds.add_metric([worker, "refused"], snapshot.refused_kinds)
+        yield from (up, memory, components, saved, kinds)
+
+    def _counters(self, reports: _Reported) -> Iterator[Metric]:
+        counters: Sequence[tuple[metric_set.Definition, Callable[[_Counts], int]]] = (
+            (metric_set.CALLS, lambda counts: counts.calls),
+            (metric_set.BATCHES, lambda counts: counts.batches),
+            (metric_set.JOINED, lambda counts: counts.joined_calls),
+        )
+        for definition, count in counters:
+            counter = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
+            for worker, report in reports:
+                counter.add_metric([worker], count(report.counts))
+            yield counter
+        definition = metric_set.LONE_CALLS
+        lone = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
+        for worker, report in reports:
+            for reason, calls in sorted(report.counts.lone_calls.items()):
+                lone.add_metric([worker, reason], calls)
+        yield lone
+        definition = metric_set.DEVICE_SECONDS
+        seconds = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
+        for worker, report in reports:
+            for phase, spent in sorted(report.counts.device_seconds.items()):
+                seconds.add_metric([worker, phase], spent)
+        yield seconds
+
+    def _histograms(self, reports: _Reported) -> Iterator[Metric]:
+        histograms: Sequence[tuple[metric_set.Definition, Callable[[_Counts], messages.Histogram | None]]] = (
+            (metric_set.BATCH_SIZE, lambda counts: counts.batch_sizes),
+            (metric_set.STEP_TIME, lambda counts: counts.step_seconds),
+        )
+        for definition, get in histograms:
+            family = HistogramMetricFamily(definition.name, definition.text, labels=list(definition.labels))
+            for worker, report in reports:
+                bounds = tuple(map(float, definition.buckets))
+                seen = get(report.counts) or messages.Histogram(bounds, (0,) * len(bounds), 0, 0.0)
+                buckets = [(repr(bound), count) for bound, count in zip(seen.bounds, seen.counts, strict=True)]
+                family.add_metric([worker], [*buckets, ("+Inf", seen.count)], seen.sum)
+            yield family
+
+
+def _add(one: messages.Histogram | None, other: messages.Histogram | None) -> messages.Histogram | None:
+    if one is None or other is None:
+        return one or other
+    return messages.Histogram(
+        bounds=other.bounds,
+        counts=tuple(a + b for a, b in zip(one.counts, other.counts, strict=True)),
+        count=one.count + other.count,
+        sum=one.sum + other.sum,
+    )
