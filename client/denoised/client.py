@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from google.protobuf import field_mask_pb2
+from google.protobuf import empty_pb2, field_mask_pb2
 
 from . import component, spec
 from .channel import (
     MAX_MESSAGE_BYTES,
+    SERVING,
     SHORT_CALL_SECONDS,
     Certificates,
     Stubs,
@@ -134,6 +135,7 @@ class Client:
         pipeline_id: str = "",
         request_id: str = "",
         shared: bool = False,
+        pinned: bool = False,
         timeout: float | None = None,
         on_progress: Callable[[pipeline_service_pb2.LoadProgress], object] | None = None,
     ) -> Pipeline:
@@ -158,6 +160,7 @@ class Client:
             pipeline_id: Id of the handle. Defaults to one that cannot be guessed.
             request_id: Makes sending the same load again safe, best a UUID.
             shared: Whether other clients may see and use it; only you may change and unload it.
+            pinned: Whether it stays whatever its lease says, and is built again by itself when its worker dies.
             timeout: Seconds it may take.
             on_progress: Called with each `LoadProgress`.
 
@@ -182,6 +185,7 @@ class Client:
             pipeline_id=pipeline_id,
             request_id=request_id,
             shared=shared,
+            pinned=pinned,
             hub_token=hub_token,
             local_files_only=local_files_only,
             force_download=force_download,
@@ -484,6 +488,20 @@ class Client:
             lambda stubs: stubs.workers.GetServerInfo, worker_service_pb2.GetServerInfoRequest()
         )
         return response
+
+    def is_serving(self, *, timeout: float | None = None) -> bool:
+        """Whether the daemon takes work: what its `grpc.health.v1` says, which needs no token.
+
+        Args:
+            timeout: Seconds it may take.
+
+        Raises:
+            DaemonUnreachableError: Nobody answers.
+        """
+        status: bytes = self._call(
+            lambda stubs: stubs.health, empty_pb2.Empty(), timeout or self._limit(None) or SHORT_CALL_SECONDS
+        )
+        return status == SERVING
 
     # Calls
 

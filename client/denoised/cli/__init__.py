@@ -9,6 +9,7 @@ import typer
 from ..version import __version__
 from .generate import generate
 from .generations import cancel, generations, result
+from .health import health
 from .options import EXIT_CODES, Commands, connecting
 from .pipelines import derive, load, ps, unload
 from .reproduce import reproduce
@@ -60,6 +61,7 @@ def denoised(
 
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(serve)
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(workers))
+app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(health))
 app.add_typer(token, name="token", rich_help_panel="Daemon")
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(load))
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(derive))

@@ -63,6 +63,7 @@ def load(
     local_files_only: LocalFilesOnly = False,
     force_download: ForceDownload = False,
     shared: Shared = False,
+    pinned: Annotated[bool, typer.Option("--pinned", help="Keep it whatever its lease says.")] = False,
     json: Json = False,
     target: Target = DefaultTarget,
     token: Token = None,
@@ -93,6 +94,7 @@ def load(
             ttl=seconds,
             pipeline_id=pipeline_id or "",
             shared=shared,
+            pinned=pinned,
             on_progress=bar,
         )
     _print_handle(pipe.info, json=json)

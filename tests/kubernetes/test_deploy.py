@@ -1,0 +1,113 @@
+"""The rest of deploy/: image, compose file, unit and the commands of its README."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import tools
+from tests.daemon import Daemon
+from tests.tools import ROOT
+
+DEPLOY = ROOT / "deploy"
+README = (DEPLOY / "README.md").read_text()
+DOCKERFILE = (DEPLOY / "docker" / "Dockerfile").read_text()
+
+
+def blocks() -> list[str]:
+    return re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.tools
+@tools.needs("helm", target="kubernetes")
+@tools.needs("promtool", target="monitoring")
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: block.split("\n")[0][:40])
+def test_the_commands_of_the_readme_work(block: str, daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    state = tmp_path / "denoised"
+    (state / "some").mkdir(parents=True)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{tools.PATH}",
+            "DENOISED_TARGET": daemon.target,
+            "STATE_DIR": str(state),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_links_lead_somewhere() -> None:
+    for page in (DEPLOY / "README.md", *DEPLOY.glob("*/README.md"), *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_image_is_not_root_and_copies_what_is_there() -> None:
+    stages = DOCKERFILE.split("\nFROM ")
+    last = stages[-1]
+    assert re.search(r"^USER 10001:10001$", last, re.MULTILINE)
+    assert last.index("\nUSER ") < last.index("\nENTRYPOINT ")
+    assert re.search(r'^HEALTHCHECK .* CMD \["denoised", "health"\]$', last, re.MULTILINE)
+    assert "STOPSIGNAL SIGTERM" in last
+    for image in re.findall(r"^ARG \w+_IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE):
+        assert re.search(r":\d+\.\d+\.\d+", image), f"{image} is not pinned"
+    sources = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    ignored = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text()
+    for source in " ".join(sources).split():
+        assert (ROOT / source).exists(), source
+        assert re.search(rf"^!{source}", ignored, re.MULTILINE), f"{source} does not reach the build"
+
+
+def test_the_constraints_pin_every_library_of_the_image() -> None:
+    pinned = {
+        re.split("==", line)[0].lower().replace("_", "-")
+        for line in (DEPLOY / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    names = {re.split(r"[\[>=<~ ]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
+    assert names - {"denoised"} <= pinned
+
+
+def test_compose_mounts_what_is_there_and_keeps_the_daemon_inside() -> None:
+    compose = yaml.safe_load((DEPLOY / "docker" / "compose.yaml").read_text())
+    daemon = compose["services"]["denoised"]
+    assert daemon["read_only"] is True
+    assert daemon["cap_drop"] == ["ALL"]
+    for name, service in compose["services"].items():
+        for port in service["ports"]:
+            assert port.startswith("127.0.0.1:"), f"{name} is open to others"
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert (DEPLOY / "docker" / source).exists() if "/" in source else source in compose["volumes"], volume
+    image = compose["services"]["prometheus"]["image"]
+    assert re.search(r":v?\d+\.\d+\.\d+$", image)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not there")
+def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
+    unit = tmp_path / "denoised.service"
+    text = (DEPLOY / "systemd" / "denoised.service").read_text()
+    unit.write_text(text.replace("/opt/denoised/bin/denoised", str(Path(sys.executable).parent / "denoised")))
+    checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    assert "denoised.service" not in checked.stderr, checked.stderr
+    rated = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=25", unit], capture_output=True, text=True
+    )
+    assert rated.returncode == 0, rated.stdout[-500:]
