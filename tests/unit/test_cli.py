@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 from denoised.cli import app
-from denoised.v1 import generation_service_pb2, pipeline_service_pb2
+from denoised.cli.top import View, picture
+from denoised.v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.unit.fake_daemon import DEFAULT_SEED, FakeDaemon, colour
 
-COMMANDS = ("serve", "load", "derive", "generate", "ps", "workers", "unload")
+COMMANDS = ("serve", "load", "derive", "generate", "ps", "workers", "top", "health", "unload")
 
 
 @pytest.fixture
@@ -157,6 +159,38 @@ def test_workers_tells_what_became_of_calls(daemon: FakeDaemon) -> None:
 
 
 # Generations
+
+
+def test_top_shows_workers_and_what_is_busy_first(daemon: FakeDaemon) -> None:
+    run("load", "demo", "--id", "apples")
+    lines = run("top", "--once", "--interval", "0.2").stdout.splitlines()
+    assert daemon.target in lines[0]
+    (worker,) = [line for line in lines if line.startswith("workers/0")]
+    assert "active" in worker
+    assert any(line.startswith("apples ") for line in lines)
+
+
+def test_top_counts_what_happened_between_two_views() -> None:
+    def view(time: float, calls: int, joined: int) -> View:
+        engine = worker_service_pb2.EngineStats(call_count=calls, batch_count=calls // 2, joined_call_count=joined)
+        memory = worker_service_pb2.DeviceMemory(weight_bytes=2**20, budget_bytes=2**22)
+        worker = worker_service_pb2.Worker(name="workers/0", engine=engine, memory=memory, waiting_count=3)
+        idle = pipeline_service_pb2.Pipeline(name="pipelines/idle")
+        busy = pipeline_service_pb2.Pipeline(name="pipelines/busy", generation_count=2)
+        return View("here", "1.2.3", time, [worker], [idle, busy])
+
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(picture(view(12.0, 1300, 150), view(10.0, 1000, 0)))
+    text = console.export_text()
+    assert "150/s" in text
+    assert "75/s" in text
+    assert "50%" in text
+    assert "1 MiB of 4 MiB" in text
+    assert "3 waiting" in text
+    assert text.index("busy") < text.index("idle")
+    # A worker that was started anew counts from zero.
+    console.print(picture(view(14.0, 10, 0), view(12.0, 1300, 150)))
+    assert "0/s" in console.export_text()
 
 
 def test_generate_writes_a_picture_and_says_its_seed(daemon: FakeDaemon, tmp_path: Path) -> None:

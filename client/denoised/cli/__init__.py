@@ -15,6 +15,7 @@ from .pipelines import derive, load, ps, unload
 from .reproduce import reproduce
 from .serve import serve
 from .token import token
+from .top import top
 from .workers import workers
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ def denoised(
 
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(serve)
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(workers))
+app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(top))
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(health))
 app.add_typer(token, name="token", rich_help_panel="Daemon")
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(load))

@@ -1,0 +1,143 @@
+"""`denoised top`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..client import Client
+from ..units import format_bytes
+from ..v1 import pipeline_service_pb2, worker_service_pb2
+from .console import ago, bar, until
+from .options import DefaultTarget, Target, Token, connect
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a daemon says at one moment."""
+
+    target: str
+    version: str
+    time: float
+    workers: Sequence[worker_service_pb2.Worker]
+    pipelines: Sequence[pipeline_service_pb2.Pipeline]
+
+    @classmethod
+    def of(cls, client: Client) -> View:
+        return cls(
+            target=client.target,
+            version=client.server_info().version,
+            time=time.monotonic(),
+            workers=client.workers(),
+            pipelines=[pipe.info for pipe in client.pipelines()],
+        )
+
+
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print one picture and leave, for scripts.")] = False,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two pictures.", metavar="SECONDS")] = 1.0,
+    target: Target = DefaultTarget,
+    token: Token = None,
+) -> None:
+    """Watch devices, pipelines and queues live. Ctrl-C leaves.
+
+    CALLS and BATCHES are of the last interval, each second; JOINED is the share of calls that shared a batch then.
+
+    [bold]Example[/bold]
+    [cyan]denoised top --once | head -3[/cyan]
+    """
+    with connect(target, token) as client:
+        view = View.of(client)
+        if once:
+            time.sleep(min(interval, 1.0))
+            Console().print(picture(View.of(client), view))
+            return
+        with Live(picture(view, view), screen=True, auto_refresh=False) as live:
+            while True:
+                time.sleep(interval)
+                before, view = view, View.of(client)
+                live.update(picture(view, before), refresh=True)
+
+
+def picture(view: View, before: View) -> RenderableType:
+    """Everything on one page; rates are between the two views."""
+    running = sum(worker.running_count for worker in view.workers)
+    waiting = sum(worker.waiting_count for worker in view.workers)
+    head = Text.assemble(
+        ("denoised ", "bold"),
+        f"{view.version} on {view.target}   ",
+        (f"{running} running", "bold green" if running else "dim"),
+        "   ",
+        (f"{waiting} waiting", "bold yellow" if waiting else "dim"),
+        f"   {len(view.pipelines)} pipelines",
+    )
+    earlier = {worker.name: worker.engine for worker in before.workers}
+    seconds = max(view.time - before.time, 1e-9)
+    return Group(head, Text(), workers_table(view.workers, earlier, seconds), Text(), pipelines_table(view.pipelines))
+
+
+def workers_table(
+    workers: Sequence[worker_service_pb2.Worker], earlier: Mapping[str, worker_service_pb2.EngineStats], seconds: float
+) -> Table:
+    table = _table(
+        "WORKER", "DEVICE", "STATE", "WEIGHTS", "SAVED", right=("RUNNING", "WAITING", "CALLS", "BATCHES", "JOINED")
+    )
+    for worker in workers:
+        memory, engine = worker.memory, worker.engine
+        before = earlier.get(worker.name, engine)
+        calls, batches, joined = (
+            # A worker that was started anew counts from zero.
+            max(0, getattr(engine, count) - getattr(before, count))
+            for count in ("call_count", "batch_count", "joined_call_count")
+        )
+        held = memory.weight_bytes + memory.reserved_bytes
+        state = worker_service_pb2.Worker.State.Name(worker.state).removeprefix("STATE_").lower()
+        table.add_row(
+            worker.name,
+            worker.device,
+            Text(state, "green" if state == "active" else "yellow"),
+            f"{bar(held, memory.budget_bytes)} {format_bytes(held)} of {format_bytes(memory.budget_bytes)}",
+            format_bytes(memory.shared_saved_bytes),
+            str(worker.running_count),
+            str(worker.waiting_count),
+            f"{calls / seconds:.0f}/s",
+            f"{batches / seconds:.0f}/s",
+            f"{joined / calls:.0%}" if calls else "",
+        )
+    return table
+
+
+def pipelines_table(pipelines: Sequence[pipeline_service_pb2.Pipeline]) -> Table:
+    table = _table("PIPELINE", "CLASS", "STATE", "WORKER", right=("RUNNING", "EXCLUSIVE", "SHARED", "IDLE", "EXPIRES"))
+    # What is busy first.
+    for info in sorted(pipelines, key=lambda info: -info.generation_count):
+        state = pipeline_service_pb2.Pipeline.State.Name(info.state).removeprefix("STATE_").lower()
+        table.add_row(
+            info.name.removeprefix("pipelines/"),
+            info.pipeline_class,
+            Text(state, "green" if state == "active" else "yellow"),
+            info.worker.removeprefix("workers/"),
+            Text(str(info.generation_count), "bold green" if info.generation_count else "dim"),
+            format_bytes(info.exclusive_bytes),
+            format_bytes(info.shared_bytes),
+            ago(info.last_use_time),
+            until(info.expire_time),
+        )
+    return table
+
+
+def _table(*left: str, right: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for title in left:
+        table.add_column(title, no_wrap=True)
+    for title in right:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
