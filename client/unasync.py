@@ -31,7 +31,7 @@ WORDS = {
     "import grpc.aio": "import grpc",
     "grpc.aio.": "grpc.",
     # The language
-    "async for event in call:\n                yield event": "yield from call",
+    "async for event in call:\n                    yield event": "yield from call",
     "async def": "def",
     "async for": "for",
     "async with": "with",

@@ -14,7 +14,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf import empty_pb2, field_mask_pb2
 
-from . import component, spec
+from . import component, spec, traces
 from .channel import (
     MAX_MESSAGE_BYTES,
     SERVING,
@@ -449,7 +449,10 @@ class Client:
         check_size(start, self._max_message_bytes)
         limit = self._limit(timeout)
         conversation: Conversation[generation_service_pb2.GenerateInteractivelyResponse] = Conversation(
-            lambda sent: self._stubs().generations.GenerateInteractively(sent, timeout=limit, metadata=self._metadata),
+            lambda sent, headers: self._stubs().generations.GenerateInteractively(
+                sent, timeout=limit, metadata=(*self._metadata, *headers)
+            ),
+            "GenerateInteractively",
             self.target,
         )
         conversation.send(start)
@@ -554,17 +557,23 @@ class Client:
     def _call(self, choose: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Any:
         check_size(request, self._max_message_bytes)
         method = choose(self._stubs())
-        try:
-            return method(request, timeout=self._limit(timeout), metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise failure(error, self.target) from None
+        with traces.calling(_method(request)) as headers:
+            try:
+                return method(request, timeout=self._limit(timeout), metadata=(*self._metadata, *headers))
+            except grpc.RpcError as error:
+                raise failure(error, self.target) from None
 
     def _stream(self, choose: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Stream[Any]:
         check_size(request, self._max_message_bytes)
         return Stream(
-            lambda: choose(self._stubs())(request, timeout=timeout, metadata=self._metadata),
+            lambda headers: choose(self._stubs())(request, timeout=timeout, metadata=(*self._metadata, *headers)),
+            _method(request),
             self.target,
         )
+
+
+def _method(request: Any) -> str:
+    return type(request).__name__.removesuffix("Request")
 
 
 _defaults: weakref.WeakKeyDictionary[object, dict[tuple[object, ...], Client]] = weakref.WeakKeyDictionary()

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue as Queue
 from typing import Any, Generic, TypeVar
 
 import grpc
 
+from . import traces
 from .channel import failure
 
 Event = TypeVar("Event")
@@ -20,8 +21,11 @@ class Conversation(Generic[Event]):
     `for event in conversation` raises a DenoisedError when the call fails.
     """
 
-    def __init__(self, start: Callable[[Iterator[Any]], Any], target: str) -> None:
+    def __init__(
+        self, start: Callable[[Iterator[Any], Sequence[tuple[str, str]]], Any], method: str, target: str
+    ) -> None:
         self._start = start
+        self._method = method
         self._target = target
         self._outbox: Queue[Any] = Queue()
 
@@ -30,15 +34,16 @@ class Conversation(Generic[Event]):
         self._outbox.put_nowait(message)
 
     def __iter__(self) -> Generator[Event, None, None]:
-        call = self._start(self._sent())
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise failure(error, self._target) from None
-        finally:
-            # Closing this generator does not end the call behind it, nor what waits for more to send.
-            call.cancel()
-            self._outbox.put_nowait(None)
+        with traces.calling(self._method) as headers:
+            call = self._start(self._sent(), headers)
+            try:
+                yield from call
+            except grpc.RpcError as error:
+                raise failure(error, self._target) from None
+            finally:
+                # Closing this generator does not end the call behind it, nor what waits for more to send.
+                call.cancel()
+                self._outbox.put_nowait(None)
 
     def _sent(self) -> Iterator[Any]:
         while (message := self._outbox.get()) is not None:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
 import grpc
 
+from . import traces
 from .channel import failure
 
 Event = TypeVar("Event")
@@ -19,16 +20,18 @@ class Stream(Generic[Event]):
     `for event in stream` raises a DenoisedError when the call fails.
     """
 
-    def __init__(self, start: Callable[[], Any], target: str) -> None:
+    def __init__(self, start: Callable[[Sequence[tuple[str, str]]], Any], method: str, target: str) -> None:
         self._start = start
+        self._method = method
         self._target = target
 
     def __iter__(self) -> Generator[Event, None, None]:
-        call = self._start()
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise failure(error, self._target) from None
-        finally:
-            # Closing this generator does not end the call behind it.
-            call.cancel()
+        with traces.calling(self._method) as headers:
+            call = self._start(headers)
+            try:
+                yield from call
+            except grpc.RpcError as error:
+                raise failure(error, self._target) from None
+            finally:
+                # Closing this generator does not end the call behind it.
+                call.cancel()

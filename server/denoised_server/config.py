@@ -186,6 +186,9 @@ class Settings(BaseSettings):
     max_pixels: Annotated[
         int, Field(ge=1, description="Pixels of the largest picture: its height times its width.")
     ] = 16_777_216
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="How log lines are written: text for people, json for machines.")
+    ] = "text"
     drain_grace: Annotated[
         Seconds, Field(ge=0, description="Seconds that running generations are given to finish on SIGTERM.")
     ] = 30

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from denoised import traces
 from PIL import Image
 
 from .messages import Finished, Output, Progress
@@ -25,10 +26,11 @@ class CourseNotes:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Notes the time that the block takes."""
+        """Notes the time that the block takes, and spans it in the trace."""
         began = time.monotonic()
         try:
-            yield
+            with traces.span(name):
+                yield
         finally:
             self._phases[name] += time.monotonic() - began
 

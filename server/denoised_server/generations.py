@@ -25,7 +25,7 @@ from denoised.errors import (
     WorkerLostError,
 )
 
-from . import arguments
+from . import arguments, request_context
 from .admission import MIN_RETRY_SECONDS
 from .background import Background
 from .callers import Caller
@@ -352,6 +352,9 @@ class Generations:
                 # The worker may have died while this one waited; then what it held is built anew.
                 if handle.worker == worker:
                     generation.worker, generation.state = worker, State.RUNNING
+                    request = request_context.current()
+                    request.worker = worker
+                    request.pipeline_class = loaded.pipeline_class if loaded else ""
                     queue_seconds = time.monotonic() - began
                     self._observer.generation_admitted(handle.recipe.spec.repo_id, queue_seconds)
                     try:

@@ -11,10 +11,11 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias, cast
 
 import grpc
+from denoised import traces
 from denoised.errors import DenoisedError, InternalError, MessageTooLargeError
 from denoised.status import DETAILS_KEY, to_details
 
-from . import callers
+from . import callers, request_context
 from .access import Access
 from .observer import Observer
 
@@ -86,19 +87,21 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     async def _watched(self, method: str, request: Any, context: Any) -> AsyncGenerator[None, None]:
         name, request_id = method.rsplit("/", 1)[-1], secrets.token_hex(8)
         began, outcome = time.monotonic(), "cancelled"
+        request_context.begin(request_id)
         try:
             caller = self._access.admit(method, context.invocation_metadata() or (), context.auth_context())
             callers.act_for(caller)
             if request is not None:
                 self._check_size(request)
-            yield
+            with traces.serving(name, context.invocation_metadata() or ()):
+                yield
             outcome = "ok"
         except DenoisedError as error:
             outcome = error.reason.lower() or "internal"
             await _abort(context, error, request_id)
         except Exception:
             outcome = "internal"
-            logger.exception("request %s: %s failed in a way it should not", request_id, name)
+            logger.exception("%s failed in a way it should not", name)
             bug = InternalError("The daemon failed in a way it should not.", hint="Its log has the rest.")
             await _abort(context, bug, request_id)
         except (asyncio.CancelledError, GeneratorExit):
@@ -109,7 +112,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             seconds = time.monotonic() - began
             self._observer.request_ended(name, outcome, seconds)
             level = logging.DEBUG if name.startswith(LOOKING) else logging.INFO
-            logger.log(level, "request %s: %s %s after %.3f s", request_id, name, outcome, seconds)
+            logger.log(level, "%s %s after %.3f s", name, outcome, seconds)
 
     async def _sized(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for message in messages:

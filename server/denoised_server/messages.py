@@ -19,7 +19,8 @@ class WorkerSettings:
 
     `device` is a torch name such as "cpu" or "cuda:0"; `threads` how many threads compute on a CPU; `budget` what
     weights may take, in bytes or as a float share of the device's memory; `allow_dirs` the directories that weights may
-    be read from; `max_joined` the most requests that one batch may join; `verbose` turns DEBUG logging on.
+    be read from; `max_joined` the most requests that one batch may join; `verbose` turns DEBUG logging on; `log_format`
+    is "text" or "json".
     """
 
     device: str
@@ -29,6 +30,7 @@ class WorkerSettings:
     state_dir: str
     max_joined: int
     verbose: bool
+    log_format: str = "text"
 
 
 # What to build

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 
+from denoised import traces
 from denoised.errors import BY_REASON
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -98,7 +99,7 @@ class Metrics(Observer):
 
     def request_ended(self, method: str, outcome: str, seconds: float) -> None:
         self._requests.labels(method, outcome).inc()
-        self._request_seconds.labels(method).observe(seconds)
+        self._request_seconds.labels(method).observe(seconds, _exemplar())
         if outcome in REFUSALS:
             self._refusals.labels(outcome).inc()
 
@@ -107,7 +108,7 @@ class Metrics(Observer):
         self._waiting.labels(worker).set(waiting)
 
     def generation_admitted(self, repo_id: str, queue_seconds: float) -> None:
-        self._queue_time.labels(self._model(repo_id)).observe(queue_seconds)
+        self._queue_time.labels(self._model(repo_id)).observe(queue_seconds, _exemplar())
 
     def generation_replayed(self) -> None:
         self._replays.inc()
@@ -119,7 +120,7 @@ class Metrics(Observer):
         self._images.labels(model).inc(course.images)
         self._pixels.labels(model).inc(course.pixels)
         if is_ok:
-            self._latency.labels(model, course.task).observe(course.seconds)
+            self._latency.labels(model, course.task).observe(course.seconds, _exemplar())
             for phase, seconds in course.phases.items():
                 self._phase_seconds.labels(phase).observe(seconds)
 
@@ -165,6 +166,12 @@ class Metrics(Observer):
     def _histogram(self, definition: Definition) -> Histogram:
         labels = list(definition.labels)
         return Histogram(definition.name, definition.text, labels, buckets=definition.buckets, registry=self.registry)
+
+
+def _exemplar() -> dict[str, str] | None:
+    """The trace to look at for an example, where the call that is being worked on has one."""
+    trace_id = traces.trace_id()
+    return {"trace_id": trace_id} if trace_id else None
 
 
 def alias(repo_id: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from denoised import traces
 from denoised.channel import is_loopback
 from denoised.errors import DenoisedError
 from denoised.version import __version__
@@ -68,7 +69,12 @@ def main(
         if print_config:
             sys.stdout.write(settings.to_toml())
             return 0
-        asyncio.run(_serve(settings, worker=worker, verbose=verbose))
+        logs.set_up(verbose=verbose, log_format=settings.log_format)
+        send_traces = traces.set_up("denoised")
+        try:
+            asyncio.run(_serve(settings, worker=worker, verbose=verbose))
+        finally:
+            send_traces()
     except SettingsError as error:
         sys.stderr.write(f"denoised: {error}\n")
         return 2
@@ -150,6 +156,7 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
             state_dir=str(state_dir),
             max_joined=settings.max_joined,
             verbose=verbose,
+            log_format=settings.log_format,
         )
         for name in names
     ]

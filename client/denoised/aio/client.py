@@ -14,7 +14,7 @@ from typing import Any, Self
 import grpc.aio
 from google.protobuf import empty_pb2, field_mask_pb2
 
-from .. import component, spec
+from .. import component, spec, traces
 from ..channel import (
     MAX_MESSAGE_BYTES,
     SERVING,
@@ -449,7 +449,10 @@ class AsyncClient:
         check_size(start, self._max_message_bytes)
         limit = self._limit(timeout)
         conversation: AsyncConversation[generation_service_pb2.GenerateInteractivelyResponse] = AsyncConversation(
-            lambda sent: self._stubs().generations.GenerateInteractively(sent, timeout=limit, metadata=self._metadata),
+            lambda sent, headers: self._stubs().generations.GenerateInteractively(
+                sent, timeout=limit, metadata=(*self._metadata, *headers)
+            ),
+            "GenerateInteractively",
             self.target,
         )
         conversation.send(start)
@@ -556,17 +559,23 @@ class AsyncClient:
     async def _call(self, choose: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Any:
         check_size(request, self._max_message_bytes)
         method = choose(self._stubs())
-        try:
-            return await method(request, timeout=self._limit(timeout), metadata=self._metadata)
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            raise failure(error, self.target) from None
+        with traces.calling(_method(request)) as headers:
+            try:
+                return await method(request, timeout=self._limit(timeout), metadata=(*self._metadata, *headers))
+            except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+                raise failure(error, self.target) from None
 
     def _stream(self, choose: Callable[[Stubs], Any], request: Any, timeout: float | None) -> AsyncStream[Any]:
         check_size(request, self._max_message_bytes)
         return AsyncStream(
-            lambda: choose(self._stubs())(request, timeout=timeout, metadata=self._metadata),
+            lambda headers: choose(self._stubs())(request, timeout=timeout, metadata=(*self._metadata, *headers)),
+            _method(request),
             self.target,
         )
+
+
+def _method(request: Any) -> str:
+    return type(request).__name__.removesuffix("Request")
 
 
 _defaults: weakref.WeakKeyDictionary[object, dict[tuple[object, ...], AsyncClient]] = weakref.WeakKeyDictionary()

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from .. import traces
 from ..adapter import Adapter
 from ..channel import (
     CA_VARIABLE,
@@ -150,7 +151,11 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def connected(*, ca: Ca, client_cert: ClientCert, client_key: ClientKey, **given: Any) -> None:
         _certificates.set({"ca": ca, "client_cert": client_cert, "client_key": client_key})
-        command(**given)
+        send_traces = traces.set_up("denoised-cli")
+        try:
+            command(**given)
+        finally:
+            send_traces()
 
     # typer reads the options from the signature.
     signature = inspect.signature(command, eval_str=True)

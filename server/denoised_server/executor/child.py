@@ -12,9 +12,10 @@ import threading
 from functools import partial
 from typing import Protocol
 
+from denoised import traces
 from denoised.errors import DenoisedError, InternalError
 
-from .. import logs
+from .. import logs, request_context
 from ..messages import Command, End, Event, Failed, Ready, WorkerSettings
 from .frames import pack, receive
 
@@ -38,7 +39,10 @@ class Worker(Protocol):
     def ready(self) -> Ready: ...
 
     def submit(self, number: int, command: Command, emit: Emit) -> None:
-        """Begins a command and returns at once. The last event is an End."""
+        """Begins a command and returns at once. The last event is an End.
+
+        `request_context.current()` is the request that it is for, until this returns.
+        """
 
     def cancel(self, number: int) -> None: ...
 
@@ -50,7 +54,8 @@ def serve(worker: str, settings: WorkerSettings, front_end: socket.socket) -> No
     # A terminal and most supervisors signal the whole group; when to stop is for the front-end to say, by the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logs.set_up(verbose=settings.verbose)
+    logs.set_up(verbose=settings.verbose, log_format=settings.log_format)
+    send_traces = traces.set_up("denoised-worker")
     outbox = _Outbox(front_end)
     try:
         module, _, name = worker.partition(":")
@@ -68,18 +73,20 @@ def serve(worker: str, settings: WorkerSettings, front_end: socket.socket) -> No
     timer.daemon = True
     timer.start()
     running.close()
+    send_traces()
     # Not by returning: threads deep in a computation would be waited for.
     os._exit(0)
 
 
 def _follow(front_end: socket.socket, worker: Worker, outbox: _Outbox) -> None:
     try:
-        for number, command in receive(front_end):
+        for number, command, request in receive(front_end):
             if command is None:
                 worker.cancel(number)
                 continue
             try:
-                worker.submit(number, command, partial(outbox.send, number))
+                with request_context.use(request):
+                    worker.submit(number, command, partial(outbox.send, number))
             except Exception as error:
                 outbox.send(number, Failed(error))
     except OSError:

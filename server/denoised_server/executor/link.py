@@ -10,11 +10,15 @@ import os
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 
+from denoised import traces
 from denoised.errors import WorkerLostError
 
+from .. import request_context
 from ..channel import Channel
 from ..messages import Command, Done, End, Event, Failed, Ready, WorkerSettings
+from ..request_context import RequestContext
 from .child import HANDSHAKE, serve
 from .frames import Frames, pack
 
@@ -70,13 +74,14 @@ class Link:
             raise self._lost()
         number = next(self._numbers)
         events = self._waiting[number] = Channel()
-        self._send(number, command)
+        request = replace(request_context.current(), worker=self.name, trace=traces.carry())
+        self._send(number, command, request)
         try:
             async for event in events:
                 yield event
         finally:
             if self._waiting.pop(number, None) is not None:
-                self._send(number, None)
+                self._send(number, None, None)
 
     def kill(self) -> None:
         """Ends the process at once, also one that has stopped."""
@@ -96,11 +101,11 @@ class Link:
             self._process.kill()
         await self._burial
 
-    def _send(self, number: int, command: Command | None) -> None:
+    def _send(self, number: int, command: Command | None, request: RequestContext | None) -> None:
         if self._stopping or self._transport.is_closing():
             return
         # In one piece, so that it wakes the worker once.
-        self._transport.writelines(pack((number, command)))
+        self._transport.writelines(pack((number, command, request)))
 
     async def _bury(self) -> None:
         """Waits for the process to end and for its last words; then tells those who wait for more."""

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,10 @@ import diffusers.utils.logging
 import psutil
 import torch
 import transformers.utils.logging
+from denoised import traces
 from denoised.errors import DenoisedError, InternalError, PipelineNotFoundError
 from denoised.values import Artifact, Plain
+from denoised_server import request_context
 from denoised_server.executor.child import Emit
 from denoised_server.messages import (
     Access,
@@ -47,6 +49,7 @@ from denoised_server.messages import (
     Watch,
     WorkerSettings,
 )
+from denoised_server.request_context import RequestContext
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -86,6 +89,7 @@ class _Task:
     is_cancelled: bool = False
     request: Request | None = None
     adapted: Adapted | None = None
+    context: RequestContext = field(default_factory=request_context.current)
 
 
 class Worker:
@@ -194,13 +198,14 @@ class Worker:
 
         `work` returns the last events: they leave with the end in one message.
         """
-        try:
-            self._check_cancelled(task)
-            last = work()
-        except BaseException as raised:
-            self._end(task, _bare(raised))
-        else:
-            self._end(task, None, *last)
+        with request_context.use(task.context):
+            try:
+                self._check_cancelled(task)
+                last = work()
+            except BaseException as raised:
+                self._end(task, _bare(raised))
+            else:
+                self._end(task, None, *last)
 
     def _end(self, task: _Task, error: BaseException | None, *last: Event) -> None:
         """`error` as `_bare` leaves it."""
@@ -256,7 +261,8 @@ class Worker:
         """Has a pipeline built and makes it known."""
         error: BaseException | None = None
         try:
-            live = build(lambda: self._check_cancelled(task))
+            with traces.span("build", task.context.trace, worker=task.context.worker):
+                live = build(lambda: self._check_cancelled(task))
             self._register(task, task.command.pipeline, live)
         except BaseException as raised:
             error = _bare(raised)
@@ -312,14 +318,8 @@ class Worker:
     def _prepare(self, task: _Task, command: Generate) -> None:
         """Decodes what came, sees to the adapters, then hands the request to the engine."""
         try:
-            self._check_cancelled(task)
-            pipeline = self._adapted(task, command)
-            if command.noise_scheduler is not None:
-                with self._construction.turn():
-                    pipeline = with_noise_scheduler(pipeline, command.noise_scheduler)
-            enabled, digests = self._find(command.pipeline).settings.features, self._adapter_digests(command)
-            generation = Generation(command, pipeline, self._device, task.emit, self._step_seconds, enabled, digests)
-            generation.prepare()
+            with request_context.use(task.context):
+                generation = self._make_generation(task, command)
         except BaseException as raised:
             error = _bare(raised if isinstance(raised, Cancelled) else failure(raised))
         else:
@@ -338,6 +338,17 @@ class Worker:
             self._engine.submit(request)
             return
         self._end(task, error)
+
+    def _make_generation(self, task: _Task, command: Generate) -> Generation:
+        self._check_cancelled(task)
+        pipeline = self._adapted(task, command)
+        if command.noise_scheduler is not None:
+            with self._construction.turn():
+                pipeline = with_noise_scheduler(pipeline, command.noise_scheduler)
+        enabled, digests = self._find(command.pipeline).settings.features, self._adapter_digests(command)
+        generation = Generation(command, pipeline, self._device, task.emit, self._step_seconds, enabled, digests)
+        generation.prepare()
+        return generation
 
     def _adapted(self, task: _Task, command: Generate) -> DiffusionPipeline:
         """The pipeline with the adapters that the request asks for."""
@@ -371,16 +382,20 @@ class Worker:
 
     def _finish(self, task: _Task, generation: Generation, request: Request, outcome: Outcome) -> None:
         """On the engine's thread: encodes what came out there only where that takes less than waking another."""
+        for phase in request.costs.phases.runs():
+            traces.record(phase.name, task.context.trace, phase.start_time, phase.end_time, worker=task.context.worker)
         if (error := outcome.error) is not None:
-            self._end(task, _bare(error if isinstance(error, Cancelled) else failure(error)))
+            with request_context.use(task.context):
+                self._end(task, _bare(error if isinstance(error, Cancelled) else failure(error)))
             return
 
         def encode() -> Sequence[Event]:
             last: list[Event] = []
-            for event in generation.encode(outcome.value, request.costs):
-                if last and isinstance(event, Output):
-                    task.emit(last.pop())
-                last.append(event)
+            with traces.span("encode", task.context.trace, worker=task.context.worker):
+                for event in generation.encode(outcome.value, request.costs):
+                    if last and isinstance(event, Output):
+                        task.emit(last.pop())
+                    last.append(event)
             return last
 
         if generation.is_raw(outcome.value):
