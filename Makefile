@@ -16,6 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check format generate polyglot peers bench clean
 .PHONY: monitoring kubernetes
+.PHONY: envoy
 
 help: ## say what the targets are
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +71,10 @@ monitoring: $(READY) ## run a Prometheus against a live daemon: the dashboard, t
 kubernetes: $(READY) ## check the Helm chart with helm, strict schemas, promtool, and a daemon
 	deploy/tools.sh kubernetes monitoring
 	$(BIN)/python -m pytest -m tools tests/kubernetes
+
+envoy: $(READY) ## run the Envoy example before two live daemons
+	deploy/tools.sh envoy
+	$(BIN)/python -m pytest -m tools tests/envoy
 
 bench: $(READY) ## run the benchmarks; they print ratios
 	$(BIN)/python -m tests.benchmarks

@@ -15,6 +15,7 @@ SYNC = ASYNC.parent
 WORDS = {
     # Names
     "AsyncClient": "Client",
+    "AsyncFleet": "Fleet",
     "AsyncGenerationStream": "GenerationStream",
     "AsyncJob": "Job",
     "AsyncPipeline": "Pipeline",

@@ -36,6 +36,7 @@ from .errors import (
     TaskNotSupportedError,
     UnavailableError,
 )
+from .fleet import Fleet, FleetPipeline
 from .generation_stream import GenerationStream
 from .job import Job
 from .manifest import Manifest
@@ -58,6 +59,8 @@ __all__ = [
     "DaemonUnreachableError",
     "DeadlineExceededError",
     "DenoisedError",
+    "Fleet",
+    "FleetPipeline",
     "GenerationStream",
     "InvalidRequestError",
     "Job",

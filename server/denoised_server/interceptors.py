@@ -101,7 +101,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             await _abort(context, error, request_id)
         except Exception:
             outcome = "internal"
-            logger.exception("%s failed in a way it should not", name)
+            logger.exception("request %s: %s failed in a way it should not", request_id, name)
             bug = InternalError("The daemon failed in a way it should not.", hint="Its log has the rest.")
             await _abort(context, bug, request_id)
         except (asyncio.CancelledError, GeneratorExit):

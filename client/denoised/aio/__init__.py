@@ -15,6 +15,7 @@ from .auto_pipeline import (
     AutoPipelineForVideo2Video,
 )
 from .client import AsyncClient, default_client
+from .fleet import AsyncFleet, AsyncFleetPipeline
 from .generation_stream import AsyncGenerationStream
 from .job import AsyncJob
 from .pipeline import AsyncPipeline
@@ -22,6 +23,8 @@ from .stream import AsyncStream
 
 __all__ = [
     "AsyncClient",
+    "AsyncFleet",
+    "AsyncFleetPipeline",
     "AsyncGenerationStream",
     "AsyncJob",
     "AsyncPipeline",
