@@ -132,6 +132,9 @@ ROWS: dict[str, list[Panel]] = {
                 quantile(0.95, "denoise_step_seconds", "worker"): "p95 {{worker}}",
             },
         ),
+        Panel(
+            "Calls alone", "ops", {f"sum by (reason) ({rate('engine_lone_calls_total')})": "{{reason}}"}, "By reason."
+        ),
         Panel("Kinds of call tried joined", "none", {f"sum by (verdict) ({series('engine_kinds')})": "{{verdict}}"}),
     ],
     "Per model": [
