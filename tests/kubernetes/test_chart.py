@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -253,5 +254,6 @@ def test_the_commands_of_the_chart_run_here(values: Path | None, tmp_path: Path)
                     pipe = client.pipeline("smoke")
                     assert pipe.info.pinned
             probe = container["livenessProbe"]["httpGet"]
-            assert daemon.metrics_url.endswith(probe["path"])
+            with urllib.request.urlopen(daemon.metrics_url.replace("/metrics", probe["path"]), timeout=10) as answer:
+                assert answer.status == 200
             assert daemon.metrics()
