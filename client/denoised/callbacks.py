@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Callbacks:
 
     def at(self, step_end: pb.StepEnd) -> Step:
         """The end of a step, for the callback that it is for."""
-        return Step(step_end, self._functions[step_end.callback])
+        return Step(step_end, self._functions[step_end.callback], self.asked[step_end.callback].tensor_inputs)
 
 
 class Step:
@@ -64,10 +64,13 @@ class Step:
             with an underscore.
     """
 
-    def __init__(self, step_end: pb.StepEnd, function: Callable[..., Any]) -> None:
+    def __init__(self, step_end: pb.StepEnd, function: Callable[..., Any], inputs: Iterable[str]) -> None:
         self._step_end, self._function = step_end, function
         self.state: dict[str, Any] = {name: from_proto(value) for name, value in step_end.state.items()}
-        self._tensors = {name: _unpack(from_proto(value)) for name, value in step_end.tensors.items()}
+        # In the order in which they were asked for: a message has none.
+        self._tensors = {
+            name: _unpack(from_proto(step_end.tensors[name])) for name in inputs if name in step_end.tensors
+        }
         # Before the callback gets them: what it changes in place counts as well.
         self._given = {name: media.pack(value) for name, value in self._tensors.items()}
 
