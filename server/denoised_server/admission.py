@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from denoised.errors import QueueFullError
+
+from .fair_share import FairShare
 
 T = TypeVar("T", bound=Hashable)
 
@@ -18,16 +21,33 @@ MIN_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Place(Generic[T]):
+    """A place in line. `limit` is how many of the client's tickets may run at a time; None is no limit of its own."""
+
+    priority: int
+    tick: int
+    arrival: int
+    ticket: T
+    client: str
+    limit: int | None
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        return -self.priority, self.tick, self.arrival
+
+
 class Admission(Generic[T]):
-    """A bounded queue before a bounded set. Higher priority first, then first come, first served."""
+    """A bounded queue before a bounded set. Higher priority first, then clients by turns, then by arrival."""
 
     def __init__(self, *, max_running: int, max_waiting: int) -> None:
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._running: dict[T, float] = {}
+        self._running: dict[T, tuple[str, float]] = {}
         self._alone: set[T] = set()
-        self._waiting: list[tuple[int, int, T]] = []
+        self._waiting: list[_Place[T]] = []
         self._arrivals = itertools.count()
+        self._shares: dict[int, FairShare] = {}
         self._durations: deque[float] = deque(maxlen=RECENT)
 
     @property
@@ -38,7 +58,16 @@ class Admission(Generic[T]):
     def waiting_count(self) -> int:
         return len(self._waiting)
 
-    def add(self, ticket: T, *, priority: int = 0, alone: bool = False, again: bool = False) -> None:
+    def add(
+        self,
+        ticket: T,
+        *,
+        priority: int = 0,
+        client: str = "",
+        limit: int | None = None,
+        alone: bool = False,
+        again: bool = False,
+    ) -> None:
         """Puts a ticket in line; `admit` says when it may run.
 
         One that is to run `alone` runs with nothing beside it; one that comes `again` was admitted before, and is not
@@ -51,20 +80,30 @@ class Admission(Generic[T]):
                 hint="Try again later, or raise the daemon's setting max_waiting.",
                 retry_after=self._retry_after(),
             )
-        bisect.insort(self._waiting, (-priority, next(self._arrivals), ticket))
+        share = self._shares.setdefault(priority, FairShare())
+        place = _Place(priority, share.start(client), next(self._arrivals), ticket, client, limit)
+        bisect.insort(self._waiting, place, key=lambda place: place.order)
         if alone:
             self._alone.add(ticket)
 
     def admit(self, now: float) -> list[T]:
         """Takes out of the line who may run from now on."""
-        admitted: list[T] = []
-        for _, _, ticket in self._waiting:
-            if not self._has_room_for(ticket):
+        running = Counter(client for client, _ in self._running.values())
+        admitted: list[_Place[T]] = []
+        for place in self._waiting:
+            if not self._has_room_for(place.ticket):
                 break
-            self._running[ticket] = now
-            admitted.append(ticket)
-        del self._waiting[: len(admitted)]
-        return admitted
+            if place.limit is None or running[place.client] < place.limit:
+                running[place.client] += 1
+                self._running[place.ticket] = place.client, now
+                admitted.append(place)
+        for place in admitted:
+            self._waiting.remove(place)
+            self._shares[place.priority].serve(place.tick)
+        if not self._waiting:
+            # Nobody is ahead of anybody any more.
+            self._shares.clear()
+        return [place.ticket for place in admitted]
 
     def _has_room_for(self, ticket: T) -> bool:
         if self._running and (ticket in self._alone or not self._alone.isdisjoint(self._running)):
@@ -75,13 +114,14 @@ class Admission(Generic[T]):
         """Forgets a ticket that has finished, or that does not want to wait any longer."""
         self._alone.discard(ticket)
         if ticket in self._running:
-            self._durations.append(now - self._running.pop(ticket))
+            _, began = self._running.pop(ticket)
+            self._durations.append(now - began)
         else:
-            self._waiting = [entry for entry in self._waiting if entry[2] != ticket]
+            self._waiting = [place for place in self._waiting if place.ticket != ticket]
 
     def positions(self) -> dict[T, int]:
         """Everybody in line, with the number of tickets before it."""
-        return {ticket: position for position, (_, _, ticket) in enumerate(self._waiting)}
+        return {place.ticket: position for position, place in enumerate(self._waiting)}
 
     def _retry_after(self) -> float:
         if not self._durations:

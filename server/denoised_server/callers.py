@@ -20,7 +20,8 @@ class Scope(StrEnum):
 class Quota:
     """What one client may use at most; None is no limit of its own.
 
-    `running` and `waiting` count generations. `pixel_steps` is height × width × steps × images of one request,
+    `running` counts generations on one worker, beyond which the client's others wait; `waiting` counts those that have
+    not begun, on all workers, from their arrival on. `pixel_steps` is height × width × steps × images of one request,
     `exclusive_bytes` the weights that only this client's pipelines keep in memory.
     """
 

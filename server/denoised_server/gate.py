@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from .admission import Admission
+from .callers import Caller
 from .observer import Observer
 
 
@@ -37,14 +38,15 @@ class Gate:
 
     @asynccontextmanager
     async def enter(
-        self, *, priority: int, moved: Callable[[int], None], alone: bool = False, again: bool = False
+        self, *, priority: int, caller: Caller, moved: Callable[[int], None], alone: bool = False, again: bool = False
     ) -> AsyncIterator[None]:
         """Waits for a place and holds it; `moved` hears each new position. `alone` and `again` are as for admission.
 
         Raises QueueFullError.
         """
         ticket = _Ticket(asyncio.get_running_loop().create_future(), moved)
-        self._admission.add(ticket, priority=priority, alone=alone, again=again)
+        client, limit = caller.name, caller.quota.running
+        self._admission.add(ticket, priority=priority, client=client, limit=limit, alone=alone, again=again)
         try:
             self._advance()
             await ticket.admitted

@@ -12,6 +12,7 @@ from typing import Any
 from denoised.errors import DenoisedError, GenerationCancelledError
 
 from . import codec
+from .callers import DAEMON, Caller
 from .course import CourseNotes
 from .eventlog import EventLog
 from .handles import Handle
@@ -145,6 +146,8 @@ class Generation:
     terms: Terms
     create_time: float
     notes: CourseNotes
+    caller: Caller = DAEMON
+    is_counted_waiting: bool = False
     log: EventLog[GenerationEvent] = field(default_factory=EventLog)
     state: State = State.WAITING
     worker: str = ""

@@ -25,7 +25,7 @@ from denoised.errors import (
     WorkerLostError,
 )
 
-from . import arguments, request_context
+from . import arguments, callers, quotas, request_context
 from .admission import MIN_RETRY_SECONDS
 from .background import Background
 from .callers import Caller
@@ -39,6 +39,7 @@ from .handles import MAX_REQUEST_ID, Handle
 from .messages import Finished, Generate, Output, Progress, Ready, Reply, StepEnd
 from .observer import Observer
 from .paging import page
+from .quotas import Quotas
 from .replays import Refusals, Verdict, digest, refusal
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Generations:
     ) -> None:
         self._executor = executor
         self._detached = detached
+        self._quotas = Quotas()
         self._background = Background()
         self._bring_back = bring_back
         self._missing = missing
@@ -253,7 +255,8 @@ class Generations:
         return found
 
     def _make(self, handle: Handle, asked: Generate, terms: Terms) -> Generation:
-        self._check(handle, asked)
+        caller = callers.current()
+        self._check(handle, asked, caller)
         self._refusals.check(asked, time.time())
         command = asked
         if terms.detached:
@@ -266,8 +269,10 @@ class Generations:
             command = replace(command, seeds=(secrets.randbits(SEED_BITS),))
         name = f"{PREFIX}g{secrets.token_hex(12)}"
         notes = CourseNotes(handle.recipe.spec.repo_id, command.output_type)
-        generation = Generation(name, self._last_number + 1, handle, asked, command, terms, time.time(), notes)
+        generation = Generation(name, self._last_number + 1, handle, asked, command, terms, time.time(), notes, caller)
         position = None if handle.worker else self._place_in_queue()
+        self._quotas.enter(caller)
+        generation.is_counted_waiting = True
         self._add(generation)
         if position is not None:
             generation.queued(position)
@@ -338,10 +343,11 @@ class Generations:
                 with generation.notes.phase("load"):
                     await self._bring_back(handle)
             # Again: before its first load, the pipeline's parameters were not known.
-            self._check(handle, command)
+            self._check(handle, command, generation.caller)
             worker, loaded = handle.worker, handle.loaded
             gate = self.gate(worker).enter(
                 priority=command.priority,
+                caller=generation.caller,
                 moved=generation.queued,
                 alone=generation.must_run_alone,
                 again=generation.deaths.count > 0,
@@ -352,6 +358,7 @@ class Generations:
                 # The worker may have died while this one waited; then what it held is built anew.
                 if handle.worker == worker:
                     generation.worker, generation.state = worker, State.RUNNING
+                    self._leave_line(generation)
                     request = request_context.current()
                     request.worker = worker
                     request.pipeline_class = loaded.pipeline_class if loaded else ""
@@ -414,9 +421,15 @@ class Generations:
                     case _:
                         raise InternalError(f"{worker} answered a Generate with a {type(event).__name__}.")
 
-    def _check(self, handle: Handle, command: Generate) -> None:
+    def _check(self, handle: Handle, command: Generate, caller: Caller) -> None:
         if handle.loaded is not None:
             arguments.check(command, handle.loaded.parameters, max_pixels=self._max_pixels)
+            quotas.check_work(caller, command.arguments, handle.loaded.parameters)
+
+    def _leave_line(self, generation: Generation) -> None:
+        if generation.is_counted_waiting:
+            generation.is_counted_waiting = False
+            self._quotas.leave(generation.caller)
 
     def _ended(self, generation: Generation) -> None:
         generation.handle.last_use_time = time.time()
@@ -441,6 +454,7 @@ class Generations:
 
     def _remove(self, generation: Generation) -> None:
         del self._running[generation.name]
+        self._leave_line(generation)
         if self._requests.get(generation.terms.key) is generation:
             del self._requests[generation.terms.key]
         generation.handle.pins -= 1

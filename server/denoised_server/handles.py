@@ -12,6 +12,7 @@ from typing import Any
 
 from denoised.errors import InvalidFieldError, NotOwnerError, PipelineExistsError, PipelineNotFoundError
 
+from . import quotas
 from .callers import DAEMON, Caller
 from .messages import Loaded, Recipe
 from .paging import page
@@ -160,6 +161,7 @@ class HandleTable:
                 )
             known.last_use_time = now
             return known
+        quotas.check_pipelines(caller, sum(handle.owner == caller.name for handle in self._handles.values()))
         self._last_number += 1
         handle = Handle(
             name,

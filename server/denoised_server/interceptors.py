@@ -18,6 +18,7 @@ from denoised.status import DETAILS_KEY, to_details
 from . import callers, request_context
 from .access import Access
 from .observer import Observer
+from .quotas import Quotas
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, *, access: Access, max_message_bytes: int, observer: Observer) -> None:
         self._access = access
+        self._quotas = Quotas()
         self._max_message_bytes = max_message_bytes
         self._observer = observer
 
@@ -91,6 +93,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         try:
             caller = self._access.admit(method, context.invocation_metadata() or (), context.auth_context())
             callers.act_for(caller)
+            if not name.startswith(LOOKING):
+                self._quotas.count_request(caller, began)
             if request is not None:
                 self._check_size(request)
             with traces.serving(name, context.invocation_metadata() or ()):

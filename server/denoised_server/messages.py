@@ -244,6 +244,7 @@ class Generate:
     timeout: float | None = None
 
 
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """Let a generation that told of a StepEnd go on. Not answered.

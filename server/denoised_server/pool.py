@@ -16,11 +16,12 @@ from denoised.errors import (
     JournalUnavailableError,
     PipelineNotFoundError,
     PipelineUnloadedError,
+    QuotaExceededError,
     ShuttingDownError,
     WorkerLostError,
 )
 
-from . import callers, placement, recipes, references
+from . import callers, placement, quotas, recipes, references
 from .background import Background
 from .builds import Builds, Origin, answer
 from .condition import Condition
@@ -50,7 +51,7 @@ from .retention import Retention
 from .supervision import Supervisor, WorkerRecord, WorkerState
 from .updates import Change as SettingsChange
 from .updates import Updates
-from .views import Census, PipelineView, WorkerView
+from .views import Census, PipelineView, WorkerView, owned_bytes
 from .watchers import Change, Watchers
 
 logger = logging.getLogger(__name__)
@@ -220,6 +221,7 @@ class Pool:
                 async with aclosing(self._builds.follow(handle, access=access, linger=linger)) as progress:
                     async for event in progress:
                         yield event
+            self._check_quota(handle)
             await self._keep(handle)
         yield self.get(handle.name)
 
@@ -241,8 +243,19 @@ class Pool:
             if not handle.worker:
                 built = Origin(origin.worker, origin.name, derivation)
                 await self._finish(self._builds.follow(handle, built, access=access))
+            self._check_quota(handle)
+
             await self._keep(handle)
         return handle
+
+    def _check_quota(self, handle: Handle) -> None:
+        """How much of its weights is its client's alone is known when it is loaded; one too many is let go of again."""
+        caller = callers.current()
+        try:
+            quotas.check_exclusive_bytes(caller, owned_bytes(self._handles, caller.name))
+        except QuotaExceededError:
+            self._unload_soon(handle)
+            raise
 
     async def update(self, name: str, change: SettingsChange) -> PipelineView:
         """Changes settings of a pipeline, for generations that come after."""

@@ -102,6 +102,17 @@ class Census(Mapping[str, PipelineView]):
         return len(self._handles)
 
 
+def owned_bytes(handles: Iterable[Handle], owner: str) -> int:
+    """Weights that go away when this client's pipelines do, each counted once."""
+    owners: dict[tuple[str, str], set[str]] = {}
+    sizes: dict[tuple[str, str], int] = {}
+    for handle in handles:
+        for part in handle.loaded.components if handle.loaded and handle.worker else ():
+            owners.setdefault((handle.worker, part.digest), set()).add(handle.owner)
+            sizes[handle.worker, part.digest] = part.weight_bytes
+    return sum(size for part, size in sizes.items() if owners[part] == {owner})
+
+
 def _view(
     handle: Handle, users: Mapping[tuple[str, str], int], tiers: Mapping[tuple[str, str], str], generation_count: int
 ) -> PipelineView:

@@ -46,6 +46,60 @@ def test_higher_priority_goes_first_and_equals_in_order_of_arrival() -> None:
     assert order == ["urgent", "a", "b", "low"]
 
 
+def serve_all(line: Admission[str], running: str) -> list[str]:
+    order = []
+    while line.waiting_count:
+        line.release(running, 0)
+        (running,) = line.admit(0)
+        order.append(running)
+    return order
+
+
+def test_clients_of_equal_priority_take_turns_however_many_requests_each_has() -> None:
+    line = admission(waiting=20)
+    fill(line, "running")
+    for number in range(4):
+        line.add(f"a{number}", client="a")
+    for number in range(2):
+        line.add(f"b{number}", client="b")
+    line.add("c0", client="c")
+    assert serve_all(line, "running") == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_client_that_was_idle_has_saved_up_nothing() -> None:
+    line = admission(waiting=20)
+    fill(line, "running")
+    running = "running"
+    for number in range(5):
+        line.add(f"a{number}", client="a")
+    for _ in range(3):
+        line.release(running, 0)
+        (running,) = line.admit(0)
+    for number in range(3):
+        line.add(f"b{number}", client="b")
+    assert serve_all(line, running) == ["b0", "a3", "b1", "a4", "b2"]
+
+
+def test_priority_goes_before_turns() -> None:
+    line = admission(waiting=20)
+    fill(line, "running")
+    for number in range(2):
+        line.add(f"a{number}", client="a", priority=1)
+    line.add("b0", client="b")
+    assert serve_all(line, "running") == ["a0", "a1", "b0"]
+
+
+def test_who_runs_as_many_as_it_may_waits_and_others_go_past() -> None:
+    line = admission(running=3, waiting=20)
+    for ticket, client, limit in (("a0", "a", 1), ("a1", "a", 1), ("b0", "b", None), ("b1", "b", None)):
+        line.add(ticket, client=client, limit=limit)
+    assert line.admit(0) == ["a0", "b0", "b1"]
+    line.release("b0", 0)
+    assert line.admit(0) == []
+    line.release("a0", 0)
+    assert line.admit(0) == ["a1"]
+
+
 def test_who_gives_up_leaves_the_line() -> None:
     line = admission()
     fill(line, "a", "b", "c")

@@ -62,6 +62,9 @@ class As:
         loaded: pipeline_pb.Pipeline = [response async for response in call][-1].pipeline
         return loaded
 
+    def generate(self, name: str, prompt: str = "a cat", **fields: Any) -> Any:
+        return self.generations.Generate(generation_pb.GenerateRequest(pipeline=name, prompt=prompt, **fields))
+
     async def watched(self) -> list[pipeline_pb.WatchPipelinesResponse]:
         """What a watch says up to SYNCED."""
         call = self.pipelines.WatchPipelines(pipeline_pb.WatchPipelinesRequest())
