@@ -8,12 +8,14 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import grpc
 from denoised import traces
-from denoised.errors import DenoisedError, InternalError, MessageTooLargeError
+from denoised.errors import DenoisedError, InternalError, InvalidFieldError, MessageTooLargeError
 from denoised.status import DETAILS_KEY, to_details
+from google.protobuf.message import DecodeError
 
 from . import callers, request_context
 from .access import Access
@@ -28,6 +30,9 @@ LOOKING = ("Get", "List", "Watch")
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # gRPC carries a status in headers, of which peers take 8 KiB. It holds our text up to three times.
 MAX_TEXT_BYTES = 800
+
+# In place of a request that is no message.
+UNREADABLE = object()
 
 # Only the stubs know that it is generic.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -55,7 +60,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(OURS):
             return cast("Handler | None", handler)
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": partial(_parse, handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.request_streaming:
@@ -124,11 +129,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             yield message
 
     def _check_size(self, request: Any) -> None:
+        if request is UNREADABLE:
+            raise InvalidFieldError.of(
+                "request", "it is no message of this method's.", hint="Use a client made from the protos."
+            )
         if (size := request.ByteSize()) > self._max_message_bytes:
             raise MessageTooLargeError(
                 f"The request takes {size:,} bytes and the daemon takes at most {self._max_message_bytes:,}.",
                 hint="Send smaller or fewer images, or raise the daemon's setting max_message_bytes.",
             )
+
+
+def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    """gRPC itself would answer what cannot be parsed with UNKNOWN, and log it as an error of ours."""
+    try:
+        return parse(data)
+    except DecodeError:
+        return UNREADABLE
 
 
 async def _abort(context: Any, error: DenoisedError, request_id: str) -> None:
