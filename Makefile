@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format generate polyglot peers bench clean
+.PHONY: help demo serve test check format generate polyglot peers fuzz bench clean
 .PHONY: monitoring kubernetes
 .PHONY: envoy
 
@@ -75,6 +75,10 @@ kubernetes: $(READY) ## check the Helm chart with helm, strict schemas, promtool
 envoy: $(READY) ## run the Envoy example before two live daemons
 	deploy/tools.sh envoy
 	$(BIN)/python -m pytest -m tools tests/envoy
+
+fuzz: $(READY) ## the fuzzing's long mode; prints what was sent and how it was answered
+	DENOISED_FUZZ=long $(BIN)/python -m pytest tests/fuzz
+	cat out/fuzz.txt
 
 bench: $(READY) ## run the benchmarks; they print ratios
 	$(BIN)/python -m tests.benchmarks

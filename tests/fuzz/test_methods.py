@@ -64,12 +64,17 @@ def good(path: str, checkpoint: Path) -> Message:
     task = pipeline_pb.TASK_TEXT_TO_IMAGE
     sampling = generation_pb.Sampling(num_inference_steps=2, height=64, width=64, seeds=[1])
     derivation = pipeline_pb.Derivation(task=pipeline_pb.TASK_IMAGE_TO_IMAGE)
+    generate = generation_pb.GenerateRequest(pipeline=VICTIM, prompt="a cat", sampling=sampling)
+    start = generation_pb.GenerateInteractivelyRequest.Start(
+        request=generate, callbacks={"callback_on_step_end": generation_pb.Callback(tensor_inputs=["latents"])}
+    )
     known: dict[str, Message] = {
         "LoadPipeline": pipeline_pb.LoadPipelineRequest(
             spec=pipeline_pb.PipelineSpec(repo_id=str(checkpoint), task=task)
         ),
         "DerivePipeline": pipeline_pb.DerivePipelineRequest(source=VICTIM, derivation=derivation),
-        "Generate": generation_pb.GenerateRequest(pipeline=VICTIM, prompt="a cat", sampling=sampling),
+        "Generate": generate,
+        "GenerateInteractively": generation_pb.GenerateInteractivelyRequest(start=start),
     }
     empty: Any = GetMessageClass(METHODS[path].input_type)()
     for field in empty.DESCRIPTOR.fields:
