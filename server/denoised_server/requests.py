@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sized
 from dataclasses import fields, replace
 
 from denoised.errors import InvalidFieldError
@@ -11,7 +11,7 @@ from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipel
 from denoised.values import Artifact, Plain, artifact_from_proto, from_proto
 
 from . import adapter_calls, overrides
-from .arguments import merge
+from .arguments import SHOWN_NAME, merge
 from .generation import Terms
 from .messages import (
     Access,
@@ -29,6 +29,9 @@ from .messages import (
 from .pool import Lease
 from .updates import Change
 
+# Of values in values: no argument of diffusers comes near, and what walks through them has to end.
+MAX_DEPTH = 8
+MAX_ITEMS = 10_000
 MAX_ADAPTERS = 32
 TASKS: Mapping[int, str] = {
     pipeline_service_pb2.TASK_UNSPECIFIED: "",
@@ -276,7 +279,11 @@ def _artifact(message: artifact_pb2.Artifact, field: str) -> Artifact:
     return artifact_from_proto(message)
 
 
-def _value(message: artifact_pb2.Value, field: str) -> Plain:
+def _value(message: artifact_pb2.Value, field: str, depth: int = 0) -> Plain:
+    if depth > MAX_DEPTH:
+        raise InvalidFieldError.of(
+            field.partition("[")[0], "its lists and maps are too deep.", hint=f"Nest at most {MAX_DEPTH} of them."
+        )
     match message.WhichOneof("kind"):
         case None:
             raise InvalidFieldError.of(
@@ -285,7 +292,17 @@ def _value(message: artifact_pb2.Value, field: str) -> Plain:
         case "artifact_value":
             return _artifact(message.artifact_value, field)
         case "list_value":
-            return [_value(item, field) for item in message.list_value.values]
+            _check_count(message.list_value.values, field)
+            return [_value(item, field, depth + 1) for item in message.list_value.values]
         case "map_value":
-            return {key: _value(item, f"{field}[{key}]") for key, item in message.map_value.entries.items()}
+            entries = message.map_value.entries
+            _check_count(entries, field)
+            return {key: _value(item, f"{field}[{key[:SHOWN_NAME]}]", depth + 1) for key, item in entries.items()}
     return from_proto(message)
+
+
+def _check_count(items: Sized, field: str) -> None:
+    if len(items) > MAX_ITEMS:
+        raise InvalidFieldError.of(
+            field, f"it has {len(items):,} elements.", hint=f"Send at most {MAX_ITEMS:,}, or an array."
+        )

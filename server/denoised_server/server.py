@@ -157,6 +157,7 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
             max_joined=settings.max_joined,
             verbose=verbose,
             log_format=settings.log_format,
+            max_pixels=settings.max_pixels,
         )
         for name in names
     ]

@@ -17,7 +17,7 @@ INTEGERS = (0, 1, -1, 2, 7, 8, 63, 64, 1000, 1001, 2**31 - 1, -(2**31))
 WIDE_INTEGERS = (*INTEGERS, 2**32, 2**63 - 1, -(2**63))
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
 TEXTS = ("", " ", "\0", "..", "/", "/etc", "~root", "pipelines/", "pipelines/none", "workers/0", "http://localhost/x")
-MEDIA = ("image/png", "image/jpeg", "image/webp", "image/tiff", "application/x-tensor", "application/x-ndarray")
+MEDIA = ("image/png", "image/jpeg", "image/webp", "image/gif", "application/x-tensor", "application/x-ndarray")
 
 
 def messages(descriptor: Descriptor, words: Sequence[str], depth: int = DEPTH) -> st.SearchStrategy[Message]:

@@ -274,6 +274,10 @@ async def test_a_bad_spec_is_refused_by_the_name_of_the_field(daemon: Daemon, sp
     assert daemon.executor.sent(Load) == []
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"list_value": {"values": [nested(depth - 1)]}} if depth else {"int_value": 1}
+
+
 PNG = {"media_type": "image/png", "data": b"png"}
 
 
@@ -285,6 +289,8 @@ PNG = {"media_type": "image/png", "data": b"png"}
         ({"sampling": {"height": 100_000, "width": 100_000}}, "height"),
         ({"arguments": {"num_inference_steps": {"int_value": 1001}}}, "num_inference_steps"),
         ({"arguments": {"prompt": {"string_value": "twice"}}}, "prompt"),
+        ({"arguments": {"image": nested(9)}}, "image"),
+        ({"arguments": {"image": {"list_value": {"values": [{"int_value": 1}] * 10_001}}}}, "image"),
         ({"arguments": {"guidance_scale": {}}}, "guidance_scale"),
         ({"arguments": {"image": {"artifact_value": {"media_type": "image/png"}}}}, "image"),
         ({"arguments": {"image": {"list_value": {"values": [{"artifact_value": {"data": b"png"}}]}}}}, "image"),

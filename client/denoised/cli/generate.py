@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import DenoisedError
 from ..result import PipelineOutput
@@ -215,8 +215,8 @@ def deliver(result: PipelineOutput, output: Path, *, json: bool) -> None:
 def open_image(path: Path) -> Image.Image:
     """Raises DenoisedError for what is none."""
     try:
-        picture = Image.open(path)
-        picture.load()
+        # As diffusers' load_image does.
+        picture = ImageOps.exif_transpose(Image.open(path))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DenoisedError(f"{path} is not an image that can be read.", hint="Give a PNG, JPEG or WebP.") from error
     return picture

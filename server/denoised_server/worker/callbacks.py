@@ -11,6 +11,7 @@ import greenlet
 import numpy as np
 import torch
 from denoised import media
+from denoised.allowance import NUMBERS_ONLY
 from denoised.errors import GenerationInterruptedError, InvalidFieldError, PipelineRejectedError, UnknownArgumentError
 from denoised.values import Plain
 from denoised_server.messages import Callback, Reply, StepEnd
@@ -125,7 +126,7 @@ class Answer:
     def __init__(self, reply: Reply) -> None:
         """Raises InvalidMediaError."""
         self.state = reply.state
-        self.tensors = {name: media.unpack(value) for name, value in reply.tensors.items()}
+        self.tensors = {name: media.unpack(value, NUMBERS_ONLY) for name, value in reply.tensors.items()}
 
 
 def _tensor_inputs(pipeline: DiffusionPipeline) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from denoised import media
+from denoised.allowance import Allowance
 from denoised.errors import (
     DenoisedError,
     DeviceOutOfMemoryError,
@@ -141,10 +142,13 @@ class Generation:
         step_seconds: Observations,
         enabled: Mapping[str, Mapping[str, Plain]],
         adapter_digests: tuple[str, ...] = (),
+        *,
+        max_pixels: int,
     ) -> None:
         self._command, self._pipeline, self._device, self._enabled = command, pipeline, device, enabled
-        self._adapter_digests = adapter_digests
+        self._adapter_digests, self._max_pixels = adapter_digests, max_pixels
         self._media: dict[str, tuple[str, str]] = {}
+
         self._callbacks = Callbacks(command.callbacks, pipeline, emit)
         self._steps = Steps(emit, step_seconds, command.progress_interval, self._step_ended)
         self._view = pipeline
@@ -155,7 +159,8 @@ class Generation:
 
     def prepare(self) -> None:
         """Decodes the arguments. Raises InvalidMediaError and InvalidFieldError."""
-        arguments = {name: _unpack(value) for name, value in self._command.arguments.items()}
+        allowance = Allowance.of(self._max_pixels)
+        arguments = {name: _unpack(value, allowance) for name, value in self._command.arguments.items()}
         if self._command.method:
             self._arguments = prompt_encoding.arguments(self._pipeline, arguments, self._device)
             return
@@ -344,10 +349,10 @@ def _fields(result: Any) -> dict[str, Any]:
     return {f"output_{index}": part for index, part in enumerate(result)}
 
 
-def _unpack(value: Plain) -> Any:
+def _unpack(value: Plain, allowance: Allowance) -> Any:
     if isinstance(value, Artifact) and value.media_type.startswith("video/"):
-        return recordings.frames(value)
-    return media.unpack(value)
+        return recordings.frames(value, allowance)
+    return media.unpack(value, allowance)
 
 
 def _are_videos(value: Any) -> bool:

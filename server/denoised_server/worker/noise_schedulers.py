@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 from denoised import media
+from denoised.allowance import NUMBERS_ONLY
 from denoised.errors import DenoisedError, InvalidNoiseSchedulerError
 from denoised_server.messages import NoiseScheduler
 from diffusers import SchedulerMixin
@@ -40,8 +41,8 @@ def make(wanted: NoiseScheduler, present: Any) -> Any:
             )
     try:
         return kind.from_config(
-            {name: media.unpack(value) for name, value in config.items()},
-            **{name: media.unpack(value) for name, value in overrides.items()},
+            {name: media.unpack(value, NUMBERS_ONLY) for name, value in config.items()},
+            **{name: media.unpack(value, NUMBERS_ONLY) for name, value in overrides.items()},
         )
     except DenoisedError:
         raise

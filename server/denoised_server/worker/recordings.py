@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from denoised.allowance import Allowance
 from denoised.errors import InvalidFieldError, InvalidMediaError
 from denoised.values import Artifact
 from diffusers import DiffusionPipeline
@@ -45,7 +46,7 @@ def videos(value: Any, frames_per_second: float) -> list[Artifact]:
     return [_mp4(list(video), frames_per_second) for video in pixels]
 
 
-def frames(artifact: Artifact) -> list[Image.Image]:
+def frames(artifact: Artifact, allowance: Allowance) -> list[Image.Image]:
     """The frames of a video file. Raises InvalidMediaError."""
     found: list[Image.Image] = []
     pixels = 0
@@ -53,11 +54,13 @@ def frames(artifact: Artifact) -> list[Image.Image]:
         # Of MP4 only: FFmpeg takes playlists for videos as well, which name other files and hosts.
         with av.open(io.BytesIO(artifact.data), "r", format="mp4") as container:
             for frame in container.decode(video=0):
+                allowance.take(frame.width, frame.height)
                 pixels += frame.width * frame.height
                 if pixels > MAX_PIXELS:
                     raise InvalidMediaError(
                         f"The frames of the video have more than {MAX_PIXELS:,} pixels together.", hint="Send fewer."
                     )
+
                 found.append(frame.to_image())
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise InvalidMediaError(

@@ -106,7 +106,7 @@ class Worker:
         overlay.install()
         self._construction = construction = Construction()
         construction.install()
-        self._device = torch.device(settings.device)
+        self._device, self._max_pixels = torch.device(settings.device), settings.max_pixels
         self._total_bytes = _total_bytes(self._device)
         share = isinstance(settings.budget, float)
         budget = int(settings.budget * self._total_bytes) if share else settings.budget
@@ -346,7 +346,16 @@ class Worker:
             with self._construction.turn():
                 pipeline = with_noise_scheduler(pipeline, command.noise_scheduler)
         enabled, digests = self._find(command.pipeline).settings.features, self._adapter_digests(command)
-        generation = Generation(command, pipeline, self._device, task.emit, self._step_seconds, enabled, digests)
+        generation = Generation(
+            command,
+            pipeline,
+            self._device,
+            task.emit,
+            self._step_seconds,
+            enabled,
+            digests,
+            max_pixels=self._max_pixels,
+        )
         generation.prepare()
         return generation
 
