@@ -25,6 +25,8 @@ MAX_PRIORITY = 100
 OUTPUT_TYPES = ("", "pil", "np", "pt", "latent")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "audio/wav", "video/mp4", NDARRAY)
 
+# Ends of the names of arguments that take pictures, sounds and films.
+MEDIA = frozenset({"image", "images", "mask", "masks", "video", "videos", "frames", "audio"})
 # Arguments of `__call__` that mean something else, or nothing, at a distance.
 _CALLBACK = "Progress arrives as events of the call."
 RESERVED = {
@@ -65,6 +67,7 @@ def check(command: Generate, parameters: Sequence[Parameter], *, max_pixels: int
         if name not in known:
             raise _unknown(name, known)
         _check_kind(known[name], value)
+        _check_no_address(name, value)
         if name in BOUNDS and isinstance(value, int | float):
             BOUNDS[name](name, value)
     for parameter in parameters:
@@ -111,6 +114,16 @@ def _kind(value: Plain) -> str:
         case Mapping():
             return "dict"
     return "list"
+
+
+def _check_no_address(name: str, value: Plain) -> None:
+    """Some pipelines open the file that a text names, or fetch its address: on the daemon's machine."""
+    match value:
+        case str() if name.rpartition("_")[2] in MEDIA:
+            raise InvalidFieldError.of(name, "it is text.", hint="Send the picture itself; nothing is fetched.")
+        case list() | tuple():
+            for item in value:
+                _check_no_address(name, item)
 
 
 def _check_text(name: str, value: Plain) -> None:

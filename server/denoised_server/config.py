@@ -71,6 +71,10 @@ def _paths(value: object) -> object:
     return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
 
+def _names(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 def _state_dir() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "denoised"
@@ -142,6 +146,25 @@ class Settings(BaseSettings):
             "embedded models. In the environment, separated as in PATH."
         ),
     ] = Field(default_factory=list)
+    allow_repos: Annotated[
+        list[str],
+        NoDecode,
+        BeforeValidator(_names),
+        Field(
+            description="Repositories on the Hugging Face Hub that may be loaded, such as black-forest-labs/*; an "
+            "empty list allows all of them. In the environment, separated by commas."
+        ),
+    ] = Field(default_factory=list)
+    pinned_revisions: Annotated[
+        bool, Field(description="Whether repositories on the Hub are loaded by commit only, never by branch or tag.")
+    ] = False
+    allow_pickle: Annotated[
+        bool,
+        Field(
+            description="Whether weights may be read from pickled files, which can run code of whoever made them; "
+            "otherwise from safetensors files only."
+        ),
+    ] = False
     state_dir: Annotated[Path, Field(description="Directory for what outlives the daemon.")] = Field(
         default_factory=_state_dir
     )

@@ -20,7 +20,8 @@ class WorkerSettings:
     `device` is a torch name such as "cpu" or "cuda:0"; `threads` how many threads compute on a CPU; `budget` what
     weights may take, in bytes or as a float share of the device's memory; `allow_dirs` the directories that weights may
     be read from; `max_joined` the most requests that one batch may join; `verbose` turns DEBUG logging on; `log_format`
-    is "text" or "json". `max_pixels` bounds each picture that is decoded.
+    is "text" or "json". `max_pixels` bounds each picture that is decoded. `allow_repos`, `pinned_revisions` and
+    `allow_pickle` are the settings of these names.
     """
 
     device: str
@@ -32,6 +33,9 @@ class WorkerSettings:
     verbose: bool
     log_format: str = "text"
     max_pixels: int = 16_777_216
+    allow_repos: tuple[str, ...] = ()
+    pinned_revisions: bool = False
+    allow_pickle: bool = False
 
 
 # What to build

@@ -158,6 +158,9 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
             verbose=verbose,
             log_format=settings.log_format,
             max_pixels=settings.max_pixels,
+            allow_repos=tuple(settings.allow_repos),
+            pinned_revisions=settings.pinned_revisions,
+            allow_pickle=settings.allow_pickle,
         )
         for name in names
     ]

@@ -290,6 +290,8 @@ PNG = {"media_type": "image/png", "data": b"png"}
         ({"arguments": {"num_inference_steps": {"int_value": 1001}}}, "num_inference_steps"),
         ({"arguments": {"prompt": {"string_value": "twice"}}}, "prompt"),
         ({"arguments": {"image": nested(9)}}, "image"),
+        ({"arguments": {"image": {"string_value": "http://169.254.169.254/"}}}, "image"),
+        ({"arguments": {"image": {"list_value": {"values": [{"string_value": "/etc/passwd"}]}}}}, "image"),
         ({"arguments": {"image": {"list_value": {"values": [{"int_value": 1}] * 10_001}}}}, "image"),
         ({"arguments": {"guidance_scale": {}}}, "guidance_scale"),
         ({"arguments": {"image": {"artifact_value": {"media_type": "image/png"}}}}, "image"),

@@ -62,7 +62,7 @@ class Running:
 class Driver:
     """Loads, derives, generates, and reads the worker's mind."""
 
-    def __init__(self, *allowed: object, budget: int | float = 0.9, max_joined: int = 32) -> None:
+    def __init__(self, *allowed: object, budget: int | float = 0.9, max_joined: int = 32, **rules: Any) -> None:
         settings = WorkerSettings(
             device="cpu",
             threads=1,
@@ -71,6 +71,7 @@ class Driver:
             state_dir="",
             max_joined=max_joined,
             verbose=False,
+            **rules,
         )
         self.worker, self._numbers = Worker(settings), itertools.count()
 

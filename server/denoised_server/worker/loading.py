@@ -208,9 +208,14 @@ class Loader:
         check_cancelled: Callable[[], None],
     ) -> Live:
         loader, dtypes = families.auto_class(spec.task), Dtypes.of_spec(spec)
+        spec = replace(spec, use_safetensors=self._sources.rules.use_safetensors(spec.use_safetensors))
         source = self._sources.pipeline(spec)
+
         index = _read_index(source.folder)
         class_name = str(index["_class_name"])
+        self._sources.rules.check_checkpoint(
+            source.folder, {role: entry for role, entry in index.items() if role not in spec.overrides}
+        )
         self._sources.check_connected(source.folder)
         families.check_overrides(spec.overrides, class_name, index, spec.task)
         pipeline_class = getattr(diffusers, class_name, None)

@@ -24,6 +24,7 @@ from huggingface_hub.errors import HFValidationError
 from yaml import YAMLError
 
 from .downloads import Downloads
+from .source_rules import SourceRules
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +46,20 @@ class Sources:
 
     hub_cache = Path(HF_HUB_CACHE).expanduser().resolve()
 
-    def __init__(self, allowed: Iterable[str]) -> None:
-        roots = [*map(Path, allowed), Path(HF_HUB_CACHE), *EMBEDDED.values()]
-        self._allowed = tuple(root.expanduser().resolve() for root in roots)
+    def __init__(
+        self, allowed: Iterable[str], *, repos: Iterable[str] = (), pinned: bool = False, allow_pickle: bool = False
+    ) -> None:
+        dirs = tuple(root.expanduser().resolve() for root in (*map(Path, allowed), *EMBEDDED.values()))
+        self.rules = SourceRules(dirs, self.hub_cache, tuple(repos), pinned, allow_pickle)
 
     def fetch(self, recipe: Recipe, downloads: Downloads) -> Recipe:
         """Downloads what of the recipe is on the Hub, and returns the recipe with the commits it is at."""
         spec = recipe.spec
         if self._local(spec.repo_id) is None:
             _check_repo_id(spec.repo_id)
-            spec = replace(spec, revision=downloads.pipeline(spec))
+            self.rules.check_repo(spec.repo_id, spec.revision)
+            wanted = replace(spec, use_safetensors=self.rules.use_safetensors(spec.use_safetensors))
+            spec = replace(spec, revision=downloads.pipeline(wanted))
         spec = replace(spec, overrides=self._fetch_overrides(spec.overrides, downloads))
         return replace(
             recipe, spec=spec, derivations=tuple(self.fetch_derivation(step, downloads) for step in recipe.derivations)
@@ -67,7 +72,9 @@ class Sources:
         if not wanted.repo_id or self._local(wanted.repo_id) is not None:
             return wanted
         _check_repo_id(wanted.repo_id)
-        return replace(wanted, revision=downloads.component(wanted))
+        self.rules.check_repo(wanted.repo_id, wanted.revision)
+        use_safetensors = self.rules.use_safetensors(wanted.use_safetensors)
+        return replace(wanted, revision=downloads.component(replace(wanted, use_safetensors=use_safetensors)))
 
     def _fetch_overrides(self, overrides: Mapping[str, Override], downloads: Downloads) -> dict[str, Override]:
         def fetch(override: Override) -> Override:
@@ -102,6 +109,7 @@ class Sources:
                 "file.",
                 hint="Name the folder of the component as `subfolder`.",
             )
+        self.rules.check_weights(folder)
         return Source(folder, source.revision)
 
     def _find(self, repo_id: str, revision: str) -> Source:
@@ -132,7 +140,7 @@ class Sources:
         folder = (source.folder / wanted.subfolder).resolve()
         path = (folder / (name or _likely_adapter(file.name for file in folder.glob("*.safetensors")))).resolve()
         if not path.is_relative_to(source.folder.resolve()):
-            self._check_allowed(path, f"{wanted.repo_id}/{wanted.subfolder}/{name}")
+            self.rules.check_link(path, f"{wanted.repo_id}/{wanted.subfolder}/{name}")
         if not path.is_file():
             raise RepoNotFoundError(
                 f"There is no adapter {name or '*.safetensors'!r} in {wanted.subfolder or '.'!r} of "
@@ -144,6 +152,7 @@ class Sources:
     def _download_adapter(self, wanted: AdapterSource) -> Source:
         repo_id, revision = wanted.repo_id, wanted.revision or None
         _check_repo_id(repo_id)
+        self.rules.check_repo(repo_id, wanted.revision)
         try:
             name = wanted.weight_name
             if not name:
@@ -173,7 +182,7 @@ class Sources:
         try:
             folder = Path(repo_id).expanduser().resolve()
             # Allowed or not comes first: whether a path outside exists is nobody's business.
-            self._check_allowed(folder, repo_id)
+            self.rules.check_named(folder, repo_id)
             if not folder.is_dir():
                 raise RepoNotFoundError(
                     f"There is no directory {repo_id!r} on the daemon's machine.",
@@ -181,7 +190,7 @@ class Sources:
                 )
             for path in folder.rglob("*"):
                 if path.is_symlink():
-                    self._check_allowed(path.resolve(), f"{repo_id}/{path.relative_to(folder)}")
+                    self.rules.check_link(path.resolve(), f"{repo_id}/{path.relative_to(folder)}")
         except DenoisedError:
             raise
         except (OSError, RuntimeError, ValueError):
@@ -203,13 +212,9 @@ class Sources:
         for key in CONNECTED_PIPES_KEYS:
             for name in getattr(data, key, None) or []:
                 if Path(str(name)).exists():
-                    self._check_allowed(Path(str(name)).resolve(), str(name))
-
-    def _check_allowed(self, path: Path, name: str) -> None:
-        if not any(path.is_relative_to(root) for root in self._allowed):
-            raise SourceNotAllowedError(
-                f"The daemon may not read {name!r}.", hint="Start it with `--allow-dir` for a directory above."
-            )
+                    self.rules.check_named(Path(str(name)).resolve(), str(name))
+                else:
+                    self.rules.check_repo(str(name), "")
 
 
 def _check_repo_id(repo_id: str) -> None:

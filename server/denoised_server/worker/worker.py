@@ -111,7 +111,12 @@ class Worker:
         share = isinstance(settings.budget, float)
         budget = int(settings.budget * self._total_bytes) if share else settings.budget
         self._store, self._ledger = ComponentStore(), Ledger(int(budget))
-        sources = Sources(settings.allow_dirs)
+        sources = Sources(
+            settings.allow_dirs,
+            repos=settings.allow_repos,
+            pinned=settings.pinned_revisions,
+            allow_pickle=settings.allow_pickle,
+        )
         self._adapters = AdapterStore(self._store, self._ledger, sources, construction)
         self._loader = Loader(self._store, self._ledger, sources, self._adapters, construction, self._device)
         self._engine = Engine(construction, max_joined=settings.max_joined, device=self._device)
