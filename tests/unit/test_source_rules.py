@@ -157,3 +157,19 @@ def test_a_readme_names_only_what_may_be_loaded(sd_checkpoint: Path, tmp_path: P
     with pytest.raises(SourceNotAllowedError, match="nobody/prior"):
         strict.load("pipelines/a", folder)
     strict.close()
+
+
+@pytest.mark.parametrize("name", ["trust_remote_code", "vocab_file", "cache_dir", "subfolder", "some_path"])
+def test_options_that_say_what_to_read_are_not_the_callers(
+    driver: Driver, sd_checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    folder, marker = checkpoints.stable_diffusion(tmp_path / "sd") / "tokenizer", tmp_path / "marker"
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {
+        "auto_map": {"AutoTokenizer": ["own.Own", None]}
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "Own"}))
+    (folder / "own.py").write_text(CODE.format(marker=str(marker)))
+    source = ComponentSource(str(folder), class_name="AutoTokenizer", config={name: True})
+    with pytest.raises(SourceNotAllowedError, match=name):
+        driver.load("pipelines/a", sd_checkpoint, overrides={"tokenizer": source})
+    assert not marker.exists()

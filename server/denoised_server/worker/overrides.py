@@ -15,7 +15,7 @@ from denoised_server.messages import ComponentSource, NoiseScheduler, Override
 from diffusers import SchedulerMixin
 from torch import nn
 
-from . import classes, noise_schedulers, parts
+from . import classes, noise_schedulers, parts, source_rules
 from .dtypes import Dtypes
 from .parts import Part
 from .quotation import quote
@@ -133,6 +133,7 @@ def _find(
     component_class = classes.find(source.class_name or _class_name(found.folder, role), f"{field}.class_name")
     _check_kind(role, component_class, pipeline_class, field)
     if not classes.has_weights(component_class):
+        source_rules.check_options(source.config, field)
         return Weightless(role, component_class, found.folder, source.config)
     if source.config:
         raise InvalidFieldError.of(
@@ -141,8 +142,10 @@ def _find(
     dtype = dtypes.of(role)
     if source.dtype:
         dtype = None if source.dtype == "auto" else getattr(torch, source.dtype)
+    use_safetensors = sources.rules.use_safetensors(source.use_safetensors)
+
     part = parts.of_folder(
-        role, found.folder, component_class.__name__, source.variant, source.use_safetensors, dtype, digests
+        role, found.folder, component_class.__name__, source.variant, use_safetensors, dtype, digests
     )
     if part is None:
         raise NotAPipelineError(

@@ -14,6 +14,25 @@ from diffusers import pipelines
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+# Arguments of `from_pretrained` that change what is read, or that let code of a checkpoint run.
+READING_OPTIONS = frozenset(
+    {
+        "trust_remote_code",
+        "code_revision",
+        "custom_pipeline",
+        "custom_revision",
+        "revision",
+        "subfolder",
+        "token",
+        "use_auth_token",
+        "proxies",
+        "mirror",
+        "force_download",
+        "local_files_only",
+        "gguf_file",
+        "pretrained_model_name_or_path",
+    }
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
 
 
@@ -89,6 +108,16 @@ class SourceRules:
         if not any(path.is_relative_to(root) for root in roots):
             raise SourceNotAllowedError(
                 f"The daemon may not read {name!r}.", hint="Start it with `--allow-dir` for a directory above."
+            )
+
+
+def check_options(options: Iterable[str], field: str) -> None:
+    """Whether a client may hand these on to `from_pretrained`: none that say what to read, and from where."""
+    for name in options:
+        if name in READING_OPTIONS or name.endswith(("_file", "_path", "_dir")):
+            raise SourceNotAllowedError(
+                f"{field}.config: {name[:64]!r} is not the caller's to set.",
+                hint="Name the folder of the component; what is in it is read.",
             )
 
 
