@@ -123,6 +123,16 @@ class Settings(BaseSettings):
             "again when it changes."
         ),
     ] = None
+    audit_file: Annotated[
+        File,
+        Field(
+            description="File of the audit log: a JSON object a line for each load, change, unload and refusal, with "
+            "the client's name. Without one they are in the log."
+        ),
+    ] = None
+    audit_prompts: Annotated[
+        bool, Field(description="Whether the audit log has generations too, with their prompts; otherwise nothing has.")
+    ] = False
     metrics_address: Annotated[Address, Field(description="Where Prometheus finds the metrics, as HOST:PORT.")] = (
         "127.0.0.1:9464"
     )

@@ -17,8 +17,10 @@ from denoised.errors import DenoisedError, InternalError, InvalidFieldError, Mes
 from denoised.status import DETAILS_KEY, to_details
 from google.protobuf.message import DecodeError
 
-from . import callers, request_context
-from .access import Access
+from . import audit, callers, request_context
+from .access import SCOPES, Access
+from .audit import Audit
+from .callers import Scope
 from .observer import Observer
 from .quotas import Quotas
 
@@ -44,8 +46,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     A handler may thus be written as if nothing could fail, and asks `callers.current()` for whom it works.
     """
 
-    def __init__(self, *, access: Access, max_message_bytes: int, observer: Observer) -> None:
+    def __init__(self, *, access: Access, max_message_bytes: int, observer: Observer, log: Audit | None = None) -> None:
         self._access = access
+        self._audit = log or Audit()
         self._quotas = Quotas()
         self._max_message_bytes = max_message_bytes
         self._observer = observer
@@ -77,33 +80,43 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             stream = handler.unary_stream
 
             async def answer_stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                async with self._watched(method, request, context), aclosing(stream(request, context)) as responses:
+                async with (
+                    self._watched(method, request, context) as facts,
+                    aclosing(stream(request, context)) as responses,
+                ):
                     async for response in responses:
+                        facts |= audit.facts_of(response)
                         yield response
 
             return grpc.unary_stream_rpc_method_handler(answer_stream, **codec)
         unary = handler.unary_unary
 
         async def answer(request: Any, context: Any) -> Any:
-            async with self._watched(method, request, context):
-                return await unary(request, context)
+            async with self._watched(method, request, context) as facts:
+                response = await unary(request, context)
+                facts |= audit.facts_of(response)
+                return response
 
         return grpc.unary_unary_rpc_method_handler(answer, **codec)
 
     @asynccontextmanager
-    async def _watched(self, method: str, request: Any, context: Any) -> AsyncGenerator[None, None]:
+    async def _watched(self, method: str, request: Any, context: Any) -> AsyncGenerator[dict[str, object], None]:
+        """Yields what the audit log is told of the call, for more to be added."""
         name, request_id = method.rsplit("/", 1)[-1], secrets.token_hex(8)
         began, outcome = time.monotonic(), "cancelled"
         request_context.begin(request_id)
+        facts: dict[str, object] = {}
         try:
             caller = self._access.admit(method, context.invocation_metadata() or (), context.auth_context())
             callers.act_for(caller)
+            facts["client"] = caller.name
             if not name.startswith(LOOKING):
                 self._quotas.count_request(caller, began)
             if request is not None:
                 self._check_size(request)
+                facts |= audit.facts_of(request, prompts=self._audit.prompts)
             with traces.serving(name, context.invocation_metadata() or ()):
-                yield
+                yield facts
             outcome = "ok"
         except DenoisedError as error:
             outcome = error.reason.lower() or "internal"
@@ -122,6 +135,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             self._observer.request_ended(name, outcome, seconds)
             level = logging.DEBUG if name.startswith(LOOKING) else logging.INFO
             logger.log(level, "%s %s after %.3f s", name, outcome, seconds)
+            if self._is_audited(method, outcome):
+                told = {"outcome": outcome, "peer": context.peer(), "request_id": request_id}
+                self._audit.record(name, facts | told)
+
+    def _is_audited(self, method: str, outcome: str) -> bool:
+        scope = SCOPES.get(method, Scope.ADMIN)
+        has_prompt = scope is Scope.GENERATE and self._audit.prompts
+        return scope in (Scope.LOAD, Scope.ADMIN) or has_prompt or outcome in audit.REFUSALS
 
     async def _sized(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for message in messages:

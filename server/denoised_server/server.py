@@ -27,6 +27,7 @@ from grpc_reflection.v1alpha import reflection
 
 from . import config, devices, logs, probes
 from .access import Access
+from .audit import Audit
 from .background import Background
 from .config import Settings, SettingsError
 from .executor.local import WORKER, LocalExecutor
@@ -167,8 +168,9 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
 
 
 def _make_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
+    log = _audit(settings)
     interceptor = ErrorInterceptor(
-        access=_access(settings), max_message_bytes=settings.max_message_bytes, observer=metrics
+        access=_access(settings, log), max_message_bytes=settings.max_message_bytes, observer=metrics, log=log
     )
     return grpc.aio.server(
         interceptors=(interceptor,),
@@ -187,13 +189,25 @@ def _make_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
     )
 
 
-def _access(settings: Settings) -> Access:
+def _audit(settings: Settings) -> Audit:
+    file = settings.audit_file.expanduser() if settings.audit_file else None
+    try:
+        return Audit(file, prompts=settings.audit_prompts)
+    except OSError as error:
+        raise StartError(f"audit_file {file} cannot be written: {error.strerror}.") from None
+
+
+def _access(settings: Settings, log: Audit) -> Access:
     if settings.tokens_file is None:
         if not is_loopback(settings.address):
             logger.warning("whoever reaches %s may use the daemon: there is no tokens_file", settings.address)
         return Access()
     try:
-        return Access(TokenFile(settings.tokens_file.expanduser()).tokens)
+        file = TokenFile(
+            settings.tokens_file.expanduser(),
+            changed=lambda came, went: log.record("tokens", {"came": sorted(came), "went": sorted(went)}),
+        )
+        return Access(file.tokens)
     except TokenFileError as error:
         raise StartError(f"tokens_file: {error}") from None
 

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,10 @@ def write(path: Path, tokens: Iterable[Token]) -> None:
 class TokenFile:
     """The tokens of a file, read again when it changes. What cannot be read leaves those there were in force."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, changed: Callable[[set[str], set[str]], None] | None = None) -> None:
+        """`changed` hears the names of tokens that came, or are not as they were, and of those that went."""
         self._path = path
+        self._changed = changed or (lambda came, went: None)
         self._seen = self._state()
         self._tokens = read(path)
 
@@ -113,8 +115,9 @@ class TokenFile:
         if (state := self._state()) != self._seen:
             self._seen = state
             try:
-                self._tokens = read(self._path)
-                logger.info("the file of tokens changed: it has %d", len(self._tokens))
+                before, self._tokens = self._tokens, read(self._path)
+                came, went = set(self._tokens) - set(before), set(before) - set(self._tokens)
+                self._changed({token.name for token in came}, {token.name for token in went - came})
             except TokenFileError as error:
                 logger.error("%s The tokens from before stay in force.", error)
         return self._tokens
