@@ -140,7 +140,11 @@ class Sources:
         folder = (source.folder / wanted.subfolder).resolve()
         path = (folder / (name or _likely_adapter(file.name for file in folder.glob("*.safetensors")))).resolve()
         if not path.is_relative_to(source.folder.resolve()):
-            self.rules.check_link(path, f"{wanted.repo_id}/{wanted.subfolder}/{name}")
+            # A link in what was named, or a name that leads there by itself.
+            inside = Path(wanted.subfolder, name)
+            leads_out = inside.is_absolute() or ".." in inside.parts
+            check = self.rules.check_named if leads_out else self.rules.check_link
+            check(path, f"{wanted.repo_id}/{wanted.subfolder}/{name}")
         if not path.is_file():
             raise RepoNotFoundError(
                 f"There is no adapter {name or '*.safetensors'!r} in {wanted.subfolder or '.'!r} of "
