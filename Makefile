@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 # An old generator, so that the SDK runs beside old versions of grpcio and protobuf.
 GENERATOR := .venv-protos
 GENERATOR_READY := $(GENERATOR)/.ready
+# Tools for releases, apart from what they look at.
+RELEASE := .venv-release
+RELEASE_READY := $(RELEASE)/.ready
 
 # Test files that run beside each other, each with one compute thread.
 JOBS ?= 2
@@ -14,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format generate polyglot peers fuzz bench clean
+.PHONY: help demo serve test check format generate polyglot peers fuzz bench lock audit sbom clean
 .PHONY: monitoring kubernetes
 .PHONY: envoy
 
@@ -83,8 +86,18 @@ fuzz: $(READY) ## the fuzzing's long mode; prints what was sent and how it was a
 bench: $(READY) ## run the benchmarks; they print ratios
 	$(BIN)/python -m tests.benchmarks
 
+lock: $(RELEASE_READY) ## write deploy/requirements.lock: what images install, with hashes
+	$(RELEASE)/bin/python deploy/lock.py
+
+audit: $(RELEASE_READY) ## ask the advisory database about everything in the lock; a release needs it to be clean
+	$(RELEASE)/bin/pip-audit --disable-pip --require-hashes --strict -r deploy/requirements.lock
+
+sbom: $(RELEASE_READY) ## write out/sbom.json, a CycloneDX bill of what is in the lock
+	mkdir -p out
+	$(RELEASE)/bin/cyclonedx-py requirements deploy/requirements.lock -o out/sbom.json
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(GENERATOR) .venv-peers .tools client/go/build client/cpp/build client/typescript/build \
+	rm -rf $(VENV) $(GENERATOR) $(RELEASE) .venv-peers .tools client/go/build client/cpp/build client/typescript/build \
 		client/typescript/node_modules out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml deploy/constraints.txt
@@ -95,4 +108,9 @@ $(READY): pyproject.toml deploy/constraints.txt
 $(GENERATOR_READY): Makefile
 	$(PYTHON) -m venv $(GENERATOR)
 	$(GENERATOR)/bin/pip install --quiet grpcio-tools==1.71.2 mypy-protobuf==3.6.0 'protobuf<6' 'setuptools<81'
+	touch $@
+
+$(RELEASE_READY): Makefile
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet 'uv>=0.9' 'pip-audit>=2.9' 'cyclonedx-bom>=7'
 	touch $@

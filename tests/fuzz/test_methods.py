@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from denoised.v1 import generation_service_pb2 as generation_pb
 from denoised.v1 import pipeline_service_pb2 as pipeline_pb
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, given, settings
@@ -73,6 +74,9 @@ def good(path: str, checkpoint: Path) -> Message:
             spec=pipeline_pb.PipelineSpec(repo_id=str(checkpoint), task=task)
         ),
         "DerivePipeline": pipeline_pb.DerivePipelineRequest(source=VICTIM, derivation=derivation),
+        "UpdatePipeline": pipeline_pb.UpdatePipelineRequest(
+            name=VICTIM, update_mask=FieldMask(paths=["noise_scheduler"])
+        ),
         "Generate": generate,
         "GenerateInteractively": generation_pb.GenerateInteractivelyRequest(start=start),
     }
