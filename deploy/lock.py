@@ -1,6 +1,7 @@
 """Writes deploy/requirements.lock: the packages of `denoised[server]` at the versions of constraints.txt, with hashes.
 
-torch and what only torch needs are left out: which build of it is right depends on the device. An image installs it first, and then `pip install --no-deps --require-hashes -r deploy/requirements.lock`.
+torch and what only torch needs are left out, since which build of it is right depends on the device: an image installs
+it first, and then the lock with `pip install --no-deps --require-hashes -r deploy/requirements.lock`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ OF_TORCH = re.compile(r"^(torch|triton|setuptools|nvidia-[a-z0-9-]+|cuda-[a-z]+)
 
 
 def compile_lock(*options: str) -> str:
-    command = [Path(sys.executable).parent / "uv", "pip", "compile", "pyproject.toml", "--extra", "server", "--quiet"]
+    command = [
+        str(Path(sys.executable).parent / "uv"),
+        "pip",
+        "compile",
+        "pyproject.toml",
+        "--extra",
+        "server",
+        "--quiet",
+    ]
     command += ["--constraint", "deploy/constraints.txt", "--python-version", "3.11", "--no-header", "--no-annotate"]
     command += ["--no-emit-index-url", "--no-emit-find-links", *options]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
