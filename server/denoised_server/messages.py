@@ -249,7 +249,6 @@ class Generate:
     timeout: float | None = None
 
 
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """Let a generation that told of a StepEnd go on. Not answered.
