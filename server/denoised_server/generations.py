@@ -203,6 +203,7 @@ class Generations:
                 terms=Terms(pending.request_id, detached=True, owner=view.owner),
                 create_time=view.create_time,
                 notes=CourseNotes(handle.recipe.spec.repo_id, pending.command.output_type),
+                caller=Caller(view.owner),
             )
             self._add(generation)
             self._begin(generation)

@@ -17,7 +17,7 @@ import pytest
 from denoised.errors import DenoisedError, NotOwnerError, PipelineExistsError, PipelineNotFoundError
 from denoised_server import callers
 from denoised_server.callers import Caller, Scope
-from denoised_server.generations import Summary
+from denoised_server.generation import Summary
 from denoised_server.messages import Derivation, Generate, PipelineSettings, Recipe, Spec
 from denoised_server.pool import Lease, Pool
 from denoised_server.supervision import WorkerState
@@ -181,7 +181,7 @@ class Clients(RuleBasedStateMachine):
                 self.run(CLIENTS[client], work)
         else:
             events = self.run(CLIENTS[client], work)
-            assert isinstance(events[-1], Summary)
+            assert isinstance(events[-1].event, Summary)
 
     @rule(target=streams, client=clients, name=names)
     def begin(self, client: str, name: str) -> Any:

@@ -118,6 +118,13 @@ def exceeded(error: DenoisedError) -> tuple[str, bool]:
     return error.metadata["quota"], error.retry_after is not None
 
 
+async def until(call: Any, kind: str) -> None:
+    """Reads up to an event of this kind."""
+    async with asyncio.timeout(10):
+        while not (await call.read()).HasField(kind):
+            pass
+
+
 async def test_requests_in_a_minute_are_bounded_and_looking_is_free() -> None:
     async with alice_with(requests_per_minute=2) as (_, alice):
         await alice.load(pipeline_id="hers")
@@ -166,9 +173,9 @@ async def test_generations_that_run_and_that_wait_are_bounded() -> None:
     async with alice_with(running=1, waiting=1) as (daemon, alice):
         await alice.load(pipeline_id="hers")
         first = alice.generate(HERS, prompt="hang")
-        assert (await first.read()).HasField("progress")
+        await until(first, "progress")
         second = alice.generate(HERS, prompt="hang")
-        assert (await second.read()).HasField("queued")
+        await until(second, "queued")
         assert exceeded(await refused(alice.generate(HERS))) == ("waiting", True)
         # The daemon has places left, and they are others'.
         bob = As("bob", daemon.port)
@@ -177,7 +184,6 @@ async def test_generations_that_run_and_that_wait_are_bounded() -> None:
             async with asyncio.timeout(5):
                 assert [event async for event in bob.generate("pipelines/his")][-1].HasField("summary")
         first.cancel()
-        while not (await second.read()).HasField("progress"):
-            pass
+        await until(second, "progress")
         second.cancel()
         assert ("Generate", "quota_exceeded") in daemon.outcomes
