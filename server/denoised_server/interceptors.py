@@ -119,7 +119,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 yield facts
             outcome = "ok"
         except DenoisedError as error:
-            outcome = error.reason.lower() or "internal"
+            # What breaks because the caller left is no error, and nobody is told of it.
+            outcome = "cancelled" if context.cancelled() else error.reason.lower() or "internal"
             await _abort(context, error, request_id)
         except Exception:
             outcome = "internal"
