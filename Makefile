@@ -17,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format generate polyglot peers fuzz bench lock audit sbom clean
+.PHONY: help demo serve test check format generate polyglot peers faults fuzz bench lock audit sbom clean
 .PHONY: monitoring kubernetes
 .PHONY: envoy
 
@@ -82,6 +82,9 @@ envoy: $(READY) ## run the Envoy example before two live daemons
 fuzz: $(READY) ## the fuzzing's long mode; prints what was sent and how it was answered
 	DENOISED_FUZZ=long $(BIN)/python -m pytest tests/fuzz
 	cat out/fuzz.txt
+
+faults: $(READY) ## hurt daemons for some ten minutes; prints the tables of docs/reliability.md
+	DENOISED_FAULTS=long $(BIN)/python -m pytest -s -n 0 tests/faults
 
 bench: $(READY) ## run the benchmarks; they print ratios
 	$(BIN)/python -m tests.benchmarks

@@ -188,6 +188,11 @@ class Journal:
             asked = [job for job in jobs if job is not None]
             try:
                 results = self._commit(asked)
+            except sqlite3.OperationalError as error:
+                # Locked, or full: for all of them, and each would have to wait for itself to find out.
+                logger.error("the journal cannot be written: %s", error)
+                for job in asked:
+                    job.resolve(None, _unavailable(error))
             except Exception:
                 for job in asked:
                     self._commit_alone(job)

@@ -453,9 +453,14 @@ class Pool:
         task = self._keeping.get(handle)
         if task is None:
             task = self._keeping[handle] = self._background.spawn(self._write(handle), name=f"entry of {handle.name}")
-            task.add_done_callback(lambda _: self._keeping.pop(handle))
+            task.add_done_callback(lambda _: self._kept(handle))
         if (error := await asyncio.shield(task)) is not None:
             raise error
+
+    def _kept(self, handle: Handle) -> None:
+        del self._keeping[handle]
+        # An unload may wait for this.
+        self._changed()
 
     async def _rewrite(self, handle: Handle) -> None:
         """Returns when the journal has what changed. One that is being loaded gets there as it will be."""

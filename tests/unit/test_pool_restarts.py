@@ -143,6 +143,18 @@ async def test_what_the_journal_cannot_have_is_not_promised(tmp_path: Path, monk
         assert names(pool) == ["pipelines/dog"]
 
 
+async def test_what_could_not_be_kept_goes_without_anything_else_happening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "BUSY_SECONDS", 0.01)
+    async with life(tmp_path) as pool:
+        with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(JournalUnavailableError):
+                await load(pool, pipeline_id="mine")
+            await soon(lambda: names(pool) == [])
+
+
 async def test_who_lost_the_connection_finds_the_load_going_on(executor: FakeExecutor, lone: Pool) -> None:
     executor.hold(Load)
     first = asyncio.create_task(load(lone, request_id="r1"))

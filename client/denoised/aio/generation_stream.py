@@ -32,6 +32,7 @@ class AsyncGenerationStream:
         self._start = start
         self._request = request
         self._name = name
+        self._is_accepted = bool(name)
         self._after = 0
         self._seen: set[tuple[Any, ...]] = set()
         self._completed_steps = 0
@@ -50,12 +51,12 @@ class AsyncGenerationStream:
                             yield event
                 is_over = True
             except (DaemonUnreachableError, ShuttingDownError) as error:
-                if not self._name:
+                if not self._is_accepted:
                     # Nothing was promised yet: whoever calls had better know at once.
                     raise
                 await asyncio.sleep(patience.pause(error))
             except GenerationNotFoundError:
-                if self._request is None or not self._after:
+                if self._request is None or not self._name:
                     raise
                 # The daemon has ended it, or has ended itself.
                 self._name, self._after = "", 0
@@ -72,7 +73,7 @@ class AsyncGenerationStream:
             case "started":
                 is_first = ("started",) not in self._seen
                 self._seen.add(("started",))
-                self._name = event.started.name
+                self._name, self._is_accepted = event.started.name, True
                 if self._request is not None and not self._request.sampling.generators:
                     # Run again, it makes the same.
                     del self._request.sampling.seeds[:]
