@@ -542,10 +542,11 @@ async def test_a_conversation_has_its_order(daemon: Daemon) -> None:
         await fails_with(
             daemon.generations.GenerateInteractively(iter(wrong)), InvalidFieldError, "INVALID_ARGUMENT", field="reply"
         )
+    # Held, so that nothing has been asked yet.
+    daemon.executor.hold(Generate)
     call = daemon.generations.GenerateInteractively()
-    await call.write(start(name, "hang"))
-    for _ in range(3):
-        await call.write(reply())
+    await call.write(start(name))
+    await call.write(reply())
     await fails_with(call, InvalidFieldError, "INVALID_ARGUMENT", field="reply")
 
 
