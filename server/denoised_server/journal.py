@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import itertools
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -26,6 +27,7 @@ from . import codec
 logger = logging.getLogger(__name__)
 
 FILE = "journal.sqlite3"
+IN_MEMORY = ":memory:"
 LOCK_FILE = "lock"
 # How long a change waits for another program that has locked the file, a backup for example.
 BUSY_SECONDS = 2.0
@@ -74,10 +76,10 @@ class Journal:
 
     def __init__(self, state_dir: Path | None = None) -> None:
         self._lock = _lock(state_dir) if state_dir else None
-        path = str(state_dir / FILE) if state_dir else ":memory:"
+        path = str(state_dir / FILE) if state_dir else IN_MEMORY
         try:
             self._connection = _open(path)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             if self._lock is not None:
                 self._lock.close()
             raise JournalError(
@@ -243,6 +245,9 @@ def _lock(state_dir: Path) -> IO[bytes]:
 
 
 def _open(path: str) -> sqlite3.Connection:
+    if path != IN_MEMORY:
+        # Made before it is opened, so that nobody else ever reads it: it holds requests and results.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         # Takes effect in a new file only.

@@ -92,6 +92,15 @@ async def test_a_full_disk_says_so_and_keeps_what_there_was(tmp_path: Path) -> N
     assert list((await contents(tmp_path))[0]) == ["pipelines/a"]
 
 
+async def test_only_the_daemons_user_can_read_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    await journal.keep_pipeline("pipelines/a", KEPT)
+    files = list(tmp_path.glob("journal.sqlite3*"))
+    assert len(files) == 3
+    assert all(file.stat().st_mode & 0o077 == 0 for file in files)
+    await journal.close()
+
+
 async def test_two_daemons_cannot_share_a_directory(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     with pytest.raises(JournalError, match="in use by another daemon"):

@@ -35,7 +35,7 @@ MODULES = (
 FAMILIES: list[Family] = [family for module in MODULES for family in module.FAMILIES]
 
 _TORCHVISION = "Its processor needs torchvision, which has to come from where torch came from."
-_PAELLA = "diffusers 0.42 does not find the class of its VQGAN, PaellaVQModel, in any checkpoint."
+_PAELLA = "diffusers 0.42 cannot load what it has saved itself: it does not find the class PaellaVQModel."
 
 # Names that no checkpoint is built for, and why.
 NOT_BUILT: dict[str, str] = {
@@ -48,5 +48,5 @@ NOT_BUILT: dict[str, str] = {
     "qwenimage-edit": _TORCHVISION,
     "qwenimage-edit-plus": _TORCHVISION,
     "qwenimage-layered": _TORCHVISION,
-    "glm_image": "Its images come from tokens that a trained language model has to write.",
+    "glm_image": "Its processor takes none of the tokenizers that are built here.",
 }
