@@ -24,6 +24,7 @@
     │   ├── SourceNotAllowedError
     │   ├── NotAPipelineError
     │   ├── DamagedWeightsError
+    │   ├── QuantizationUnavailableError    the backend is not installed, or does not run there
     │   └── AdapterMismatchError      the adapter does not fit the pipeline
     ├── TaskNotSupportedError (ValueError, as diffusers raises)
     ├── AccessError (PermissionError)
@@ -246,6 +247,13 @@ class DamagedWeightsError(LoadError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_WEIGHTS"
+
+
+class QuantizationUnavailableError(LoadError):
+    """The backend that is to quantise the weights is not installed where the daemon runs, or its device lacks it."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "QUANTIZATION_UNAVAILABLE"
 
 
 class AdapterMismatchError(LoadError):

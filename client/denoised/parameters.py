@@ -12,7 +12,7 @@ from .spec import suggest
 RENAMED = {"torch_dtype": "dtype", "token": "hub_token"}
 LOAD_ARGUMENTS = (
     "torch_dtype", "dtype", "variant", "revision", "subfolder", "use_safetensors", "token", "local_files_only",
-    "force_download", "ttl", "pipeline_id", "request_id", "shared", "timeout",
+    "force_download", "quantization_config", "ttl", "pipeline_id", "request_id", "shared", "timeout",
 )  # fmt: skip
 DERIVE_ARGUMENTS = (
     "token", "local_files_only", "force_download", "ttl", "pipeline_id", "request_id", "shared", "timeout",
@@ -36,7 +36,6 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "offload_folder": ((None,), "The daemon decides where weights are kept."),
     "output_loading_info": ((None, False), "diffusers' pipelines report no missing and unexpected keys either."),
     "proxies": ((None,), "Set HTTPS_PROXY where the daemon runs."),
-    "quantization_config": ((None,), "Quantised loading is not supported yet."),
     "trust_remote_code": ((None, False), "The daemon runs diffusers' own classes only."),
     "use_auth_token": ((None, False), "Send it as `token`."),
 }

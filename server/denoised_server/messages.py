@@ -72,6 +72,7 @@ class Spec:
 
     `task` is a name of `denoised.spec.TASKS`, or empty for the checkpoint's own class. `dtype` is a torch name such as
     "float16", or "auto" for that of the files; `component_dtypes` has those of single roles.
+    `quantization_config` is what `quantization.check` lets pass.
     """
 
     repo_id: str
@@ -83,6 +84,7 @@ class Spec:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     subfolder: str = ""
     component_dtypes: Mapping[str, str] = field(default_factory=dict)
+    quantization_config: Mapping[str, Plain] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ def _revision(source: Spec | ComponentSource) -> str:
 
 def _weights(spec: Spec) -> Hashable:
     dtypes = spec.dtype, _freeze(spec.component_dtypes)
-    return spec.repo_id, spec.subfolder, _revision(spec), spec.variant, dtypes, spec.use_safetensors
+    quantization = _freeze(spec.quantization_config)
+    return spec.repo_id, spec.subfolder, _revision(spec), spec.variant, dtypes, quantization, spec.use_safetensors
 
 
 def _freeze(value: object) -> Hashable:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from denoised.errors import InvalidFieldError
 
+from . import quantization
 from .messages import ComponentSource, Derivation, Override, Recipe, Spec
 
 ONE_OF_SEVERAL = re.compile(r"(\w+)\[(\d+)\]")
@@ -66,6 +67,12 @@ def _source(recipe: Recipe, wanted: ComponentSource, field: str) -> ComponentSou
         replaced = {**replaced, **given}
     if role not in replaced:
         spec = recipe.spec
+        if quantization.of(spec.quantization_config, role) is not None:
+            raise InvalidFieldError.of(
+                f"{field}.role",
+                f"the {role!r} of {wanted.pipeline} is quantised.",
+                hint="Derive from the pipeline instead, or load with the same quantization_config.",
+            )
         return ComponentSource(
             spec.repo_id,
             subfolder=f"{spec.subfolder}/{role}".lstrip("/"),

@@ -10,7 +10,7 @@ from denoised.units import from_duration
 from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2
 from denoised.values import Artifact, Plain, artifact_from_proto, from_proto
 
-from . import adapter_calls, overrides
+from . import adapter_calls, overrides, quantization
 from .arguments import SHOWN_NAME, merge
 from .generation import Terms
 from .messages import (
@@ -80,6 +80,13 @@ def spec(request: pipeline_service_pb2.LoadPipelineRequest) -> Spec:
             )
             for role, number in message.component_dtypes.items()
         },
+        quantization_config=quantization.check(
+            {
+                name: _value(value, f"spec.quantization_config[{name[:SHOWN_NAME]}]")
+                for name, value in message.quantization_config.items()
+            },
+            "spec.quantization_config",
+        ),
     )
 
 

@@ -249,6 +249,7 @@ def _spec(spec: Spec) -> pipeline_service_pb2.PipelineSpec:
         subfolder=spec.subfolder,
         use_safetensors=spec.use_safetensors,
         overrides={role: overrides.message(value) for role, value in spec.overrides.items()},
+        quantization_config={name: to_proto(value) for name, value in spec.quantization_config.items()},
     )
 
 

@@ -81,7 +81,6 @@ def test_the_newer_name_of_the_element_type_wins() -> None:
         ("device_map", "auto", "The daemon decides"),
         ("output_loading_info", True, "report no missing"),
         ("trust_remote_code", True, "own classes only"),
-        ("quantization_config", {}, "not supported"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_reason(name: str, value: object, hint: str) -> None:

@@ -35,10 +35,11 @@ class _AutoPipeline:
                 embedded model such as "demo".
             client: The daemon to use. Defaults to the one that DENOISED_TARGET names.
             **kwargs: `torch_dtype` or `dtype` (a torch.dtype or its name, "auto" for that of the files, or a dict by
-                component; float32 by default), `variant`, `revision`, `subfolder`, `use_safetensors`, `token` (of the
-                Hub, for this load only), `local_files_only`, `force_download`; `ttl` (how long it stays after its last
-                use: seconds or "1h"), `pipeline_id`, `request_id`, `shared`, `timeout`; and replacements of components
-                and constructor options by name, such as `safety_checker=None`, `requires_safety_checker=False`,
+                component; float32 by default), `variant`, `revision`, `subfolder`, `use_safetensors`,
+                `quantization_config`, `token` (of the Hub, for this load only), `local_files_only`, `force_download`;
+                `ttl` (how long it stays after its last use: seconds or "1h"), `pipeline_id`, `request_id`, `shared`,
+                `timeout`; and replacements of components and constructor options by name, such as
+                `safety_checker=None`, `requires_safety_checker=False`,
                 `controlnet=denoised.ControlNetModel.from_pretrained(…)`, `vae=other_pipe.components["vae"]`, or a noise
                 scheduler of diffusers. Naming `controlnet` selects the ControlNet class, as in diffusers.
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import grpc.aio
 from google.protobuf import empty_pb2, field_mask_pb2
 
-from .. import component, spec, traces
+from .. import component, quantization, spec, traces
 from ..channel import (
     MAX_MESSAGE_BYTES,
     SERVING,
@@ -127,6 +127,7 @@ class AsyncClient:
         variant: str = "",
         use_safetensors: bool | None = None,
         subfolder: str = "",
+        quantization_config: Any = None,
         overrides: Mapping[str, Any] | None = None,
         hub_token: str = "",
         local_files_only: bool = False,
@@ -150,6 +151,8 @@ class AsyncClient:
             variant: Weight variant, such as "fp16".
             use_safetensors: True for safetensors files only, False for pickled files only, None for what is there.
             subfolder: Folder inside the repository that has the pipeline.
+            quantization_config: How to quantise components: a PipelineQuantizationConfig of diffusers, a dict of its
+                arguments, or a dict of configurations by component.
             overrides: Components to leave out (None) or to take from elsewhere (a `Component`, or several in a list),
                 and constructor options to set, by name.
             hub_token: Token of the Hugging Face Hub, for gated and private repositories. It is used for this load's
@@ -179,6 +182,7 @@ class AsyncClient:
                 use_safetensors=use_safetensors,
                 subfolder=subfolder,
                 overrides=component.overrides(overrides or {}),
+                quantization_config=quantization.fields(quantization_config),
                 **spec.dtype_fields(dtype),
             ),
             ttl=None if ttl is None else to_duration(ttl),

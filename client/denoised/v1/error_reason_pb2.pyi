@@ -102,6 +102,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """UNAVAILABLE: the Hub cannot be reached, or broke off, and the daemon's cache does not have all of the repository;
     google.rpc.RetryInfo says when to try again.
     """
+    ERROR_REASON_QUANTIZATION_UNAVAILABLE: _ErrorReason.ValueType  # 27
+    """FAILED_PRECONDITION: the backend that is to quantise the weights is not installed where the daemon runs, or does
+    not run on its device.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -187,5 +191,9 @@ ERROR_REASON_GATED_REPO: ErrorReason.ValueType  # 25
 ERROR_REASON_HUB_UNREACHABLE: ErrorReason.ValueType  # 26
 """UNAVAILABLE: the Hub cannot be reached, or broke off, and the daemon's cache does not have all of the repository;
 google.rpc.RetryInfo says when to try again.
+"""
+ERROR_REASON_QUANTIZATION_UNAVAILABLE: ErrorReason.ValueType  # 27
+"""FAILED_PRECONDITION: the backend that is to quantise the weights is not installed where the daemon runs, or does
+not run on its device.
 """
 global___ErrorReason = ErrorReason

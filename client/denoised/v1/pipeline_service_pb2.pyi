@@ -426,6 +426,24 @@ class PipelineSpec(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class QuantizationConfigEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> denoised.v1.artifact_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: denoised.v1.artifact_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     REPO_ID_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     VARIANT_FIELD_NUMBER: builtins.int
@@ -436,6 +454,7 @@ class PipelineSpec(google.protobuf.message.Message):
     SUBFOLDER_FIELD_NUMBER: builtins.int
     AUTO_DTYPE_FIELD_NUMBER: builtins.int
     COMPONENT_DTYPES_FIELD_NUMBER: builtins.int
+    QUANTIZATION_CONFIG_FIELD_NUMBER: builtins.int
     repo_id: builtins.str
     """Required. A repository on the Hugging Face Hub ("owner/name"), a directory the daemon may read, or the name of an
     embedded model, such as "demo". At most 1,024 characters.
@@ -467,6 +486,14 @@ class PipelineSpec(google.protobuf.message.Message):
     def component_dtypes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, denoised.v1.artifact_pb2.DataType.ValueType]:
         """Element types of single components, by role, instead of `dtype`. Defaults to none."""
 
+    @property
+    def quantization_config(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
+        """Arguments of diffusers' PipelineQuantizationConfig: `quant_backend`, `quant_kwargs` and `components_to_quantize`, or
+        `quant_mapping` with the arguments of each component's configuration and their backend as `quant_method`. Backends
+        are bitsandbytes_4bit, bitsandbytes_8bit, quanto, torchao and gguf. At most 8 maps and lists in each other. Defaults
+        to no quantisation.
+        """
+
     def __init__(
         self,
         *,
@@ -480,9 +507,10 @@ class PipelineSpec(google.protobuf.message.Message):
         subfolder: builtins.str = ...,
         auto_dtype: builtins.bool = ...,
         component_dtypes: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.DataType.ValueType] | None = ...,
+        quantization_config: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "use_safetensors", b"use_safetensors"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "auto_dtype", b"auto_dtype", "component_dtypes", b"component_dtypes", "dtype", b"dtype", "overrides", b"overrides", "repo_id", b"repo_id", "revision", b"revision", "subfolder", b"subfolder", "task", b"task", "use_safetensors", b"use_safetensors", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "auto_dtype", b"auto_dtype", "component_dtypes", b"component_dtypes", "dtype", b"dtype", "overrides", b"overrides", "quantization_config", b"quantization_config", "repo_id", b"repo_id", "revision", b"revision", "subfolder", b"subfolder", "task", b"task", "use_safetensors", b"use_safetensors", "variant", b"variant"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_use_safetensors", b"_use_safetensors"]) -> typing.Literal["use_safetensors"] | None: ...
 
 global___PipelineSpec = PipelineSpec

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from denoised_server.messages import HeldComponent
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import seam
 
@@ -25,9 +26,18 @@ class Held:
 
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of the module's distinct storages: tied and viewed weights count once."""
-    tensors = [*module.parameters(), *module.buffers()]
+    tensors = [plain for each in (*module.parameters(), *module.buffers()) for plain in _plain(each)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What holds its numbers: quantised weights are made of several tensors and have no storage of their own."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
 
 
 def dtype_name(module: nn.Module) -> str:

@@ -39,6 +39,7 @@ from .dtypes import Dtypes
 from .ledger import Ledger
 from .overrides import Weightless
 from .parts import DIFFUSERS_DTYPE, Part
+from .quantization import Quantization
 from .quotation import quote
 from .sources import Sources
 from .weights import Digests
@@ -230,6 +231,7 @@ class Loader:
                 variant=spec.variant or None,
                 use_safetensors=spec.use_safetensors,
                 local_files_only=True,
+                **quantization,
                 **shared,
                 **overrides.arguments(spec.overrides, ready),
             )
@@ -238,6 +240,8 @@ class Loader:
 
         try:
             own = parts.of_checkpoint(source.folder, index, spec, dtypes, self._digests)
+            quantized = Quantization.of_parts(spec.quantization_config, own)
+            own, quantization = quantized.identify(own), quantized.arguments(own)
             foreign = overrides.find(spec.overrides, pipeline_class, dtypes, self._sources, self._digests)
             dtypes.check_roles([*index, *(part.role for part in foreign)])
             pipeline = self._build(user, {}, own, foreign, make, progress, check_cancelled)
