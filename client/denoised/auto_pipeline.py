@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
-from . import parameters
+from . import parameters, spec
 from .client import Client, default_client
+from .component import Component
 from .errors import UnsupportedError
 from .pipeline import Pipeline
 from .progress import LoadingBar
@@ -61,16 +62,49 @@ class _AutoPipeline:
             )
 
     @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any) -> NoReturn:
-        """Not supported: diffusers' Auto classes have none either.
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | Component | None = None,
+        client: Client | None = None,
+        **kwargs: Any,
+    ) -> Pipeline:
+        """Loads a checkpoint whose weights are in one safetensors file, in the layout of those who trained it.
+
+        diffusers has this for single classes; here the class comes from the configuration and the task.
+
+        Args:
+            pretrained_model_link_or_path: A file that the daemon may read, a link to one on the Hub, or
+                "owner/name/file.safetensors".
+            config: Repository on the Hub or directory with the model_index.json, configurations and tokenizers, or a
+                `Component` with its subfolder and revision. Defaults to where the file is.
+            client: As for `from_pretrained`.
+            **kwargs: As for `from_pretrained`; one element type for all that is in the file.
+
+        Returns:
+            The pipeline, ready to run.
 
         Raises:
-            UnsupportedError: Always, with what to do instead.
+            InvalidFieldError: An argument is unknown or cannot work with a daemon.
+            LoadError: The file or its configuration does not exist, may not be read, or is not whole.
+            TaskNotSupportedError: The family has no class for this task, or diffusers reads no single files as it.
+            ResourceError: The weights do not fit.
         """
-        raise UnsupportedError(
-            f"{cls.__name__}.from_single_file: the daemon loads checkpoints in diffusers' own layout only.",
-            hint="Convert it once with `from_single_file` of its diffusers class and `save_pretrained`, and load that.",
-        )
+        settings, replaced = parameters.split_load_arguments(kwargs)
+        repo_id, file, revision = spec.single_file(pretrained_model_link_or_path)
+        settings = {"revision": revision, **settings}
+        client = client or default_client()
+        with LoadingBar({} if client.progress_bar else {"disable": True}) as bar:
+            return client.load(
+                repo_id,
+                task=cls._task,
+                single_file=file,
+                config=config,
+                overrides=replaced,
+                on_progress=bar,
+                **settings,
+            )
 
     @classmethod
     def from_pipe(cls, pipeline: Pipeline, **kwargs: Any) -> Pipeline:

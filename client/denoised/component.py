@@ -173,6 +173,13 @@ def overrides(values: Mapping[str, Any]) -> dict[str, pb.Override]:
     return {role: _override(role, value) for role, value in values.items()}
 
 
+def config_source(config: str | os.PathLike[str] | Component) -> pb.ComponentSource:
+    """What describes the weights in a single file."""
+    if isinstance(config, Component):
+        return _source("config", config)
+    return pb.ComponentSource(repo_id=source(config))
+
+
 def _override(role: str, value: Any) -> pb.Override:
     if isinstance(value, np.generic):
         value = value.item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ TASKS = {
 }
 TASK_NAMES = {number: name for name, number in TASKS.items()}
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
+LINK = re.compile(
+    r"((https?://)?(huggingface\.co|hf\.co)/)?"
+    r"(?P<repo_id>[^/:]+/[^/]+)/((blob|resolve)/(?P<revision>[^/]+)/)?(?P<file>.+)"
+)
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
@@ -87,6 +92,20 @@ def source(pretrained_model_or_path: str | os.PathLike[str], markers: Sequence[s
     if is_path or any((path / marker).is_file() for marker in markers):
         return str(path.absolute().resolve())
     return text
+
+
+def single_file(link_or_path: str | os.PathLike[str]) -> tuple[str, str, str]:
+    """Repository or directory, the file in it, and the revision, of what diffusers' `from_single_file` is given.
+
+    That is a path, a link to a file on the Hub, or "owner/name/file".
+    """
+    text = os.fspath(link_or_path)
+    link = LINK.fullmatch(text)
+    is_path = isinstance(link_or_path, os.PathLike) or text.startswith((".", "/")) or Path(text).is_file()
+    if link is None or is_path:
+        path = Path(text).absolute()
+        return str(path.parent.resolve()), path.name, ""
+    return link["repo_id"], link["file"], link["revision"] or ""
 
 
 def full_name(name: str, prefix: str = "pipelines/") -> str:

@@ -71,7 +71,8 @@ class Spec:
     """Names the weights, the class and the element type of a pipeline; mirrors `denoised.v1.PipelineSpec`.
 
     `task` is a name of `denoised.spec.TASKS`, or empty for the checkpoint's own class. `dtype` is a torch name such as
-    "float16", or "auto" for that of the files; `component_dtypes` has those of single roles.
+    "float16", or "auto" for that of the files; `component_dtypes` has those of single roles. `single_file` has all
+    weights where it is not empty, and `config_source` what describes them; without one, so does `repo_id`.
     `quantization_config` is what `quantization.check` lets pass.
     """
 
@@ -85,6 +86,8 @@ class Spec:
     subfolder: str = ""
     component_dtypes: Mapping[str, str] = field(default_factory=dict)
     quantization_config: Mapping[str, Plain] = field(default_factory=dict)
+    single_file: str = ""
+    config_source: ComponentSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

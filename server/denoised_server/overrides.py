@@ -24,9 +24,9 @@ def parse(overrides: Mapping[str, pipeline_service_pb2.Override], field: str) ->
 def message(override: Override) -> pipeline_service_pb2.Override:
     match override:
         case ComponentSource():
-            return pipeline_service_pb2.Override(component=_source_message(override))
+            return pipeline_service_pb2.Override(component=component_message(override))
         case tuple():
-            components = [_source_message(source) for source in override if isinstance(source, ComponentSource)]
+            components = [component_message(source) for source in override if isinstance(source, ComponentSource)]
             return pipeline_service_pb2.Override(components=pipeline_service_pb2.ComponentList(components=components))
     return pipeline_service_pb2.Override(value=to_proto(override))
 
@@ -51,18 +51,18 @@ def _override(override: pipeline_service_pb2.Override, field: str) -> Override:
         case "value":
             return _value(override.value, field)
         case "component":
-            return _source(override.component, field)
+            return component_source(override.component, field)
         case "components":
             given = override.components.components
             if not 1 <= len(given) <= MAX_COMPONENTS:
                 raise InvalidFieldError.of(
                     field, f"it has {len(given)} components.", hint=f"Send 1 to {MAX_COMPONENTS}."
                 )
-            return tuple(_source(source, f"{field}[{index}]") for index, source in enumerate(given))
+            return tuple(component_source(source, f"{field}[{index}]") for index, source in enumerate(given))
     raise InvalidFieldError.of(field, "it is empty.", hint="Set a value, a component or components.")
 
 
-def _source(source: pipeline_service_pb2.ComponentSource, field: str) -> ComponentSource:
+def component_source(source: pipeline_service_pb2.ComponentSource, field: str) -> ComponentSource:
     if source.repo_id and source.pipeline:
         raise InvalidFieldError.of(
             f"{field}.pipeline", "it is set beside repo_id.", hint="Name a repository or a live pipeline, not both."
@@ -87,7 +87,7 @@ def _source(source: pipeline_service_pb2.ComponentSource, field: str) -> Compone
     )
 
 
-def _source_message(source: ComponentSource) -> pipeline_service_pb2.ComponentSource:
+def component_message(source: ComponentSource) -> pipeline_service_pb2.ComponentSource:
     return pipeline_service_pb2.ComponentSource(
         repo_id=source.repo_id,
         subfolder=source.subfolder,

@@ -63,7 +63,9 @@ def _revision(source: Spec | ComponentSource) -> str:
 def _weights(spec: Spec) -> Hashable:
     dtypes = spec.dtype, _freeze(spec.component_dtypes)
     quantization = _freeze(spec.quantization_config)
-    return spec.repo_id, spec.subfolder, _revision(spec), spec.variant, dtypes, quantization, spec.use_safetensors
+    single_file = spec.single_file, _freeze(spec.config_source)
+    named = spec.repo_id, spec.subfolder, _revision(spec), spec.variant
+    return *named, dtypes, quantization, spec.use_safetensors, single_file
 
 
 def _freeze(value: object) -> Hashable:

@@ -73,6 +73,12 @@ def _source(recipe: Recipe, wanted: ComponentSource, field: str) -> ComponentSou
                 f"the {role!r} of {wanted.pipeline} is quantised.",
                 hint="Derive from the pipeline instead, or load with the same quantization_config.",
             )
+        if spec.single_file:
+            raise InvalidFieldError.of(
+                f"{field}.role",
+                f"the {role!r} of {wanted.pipeline} comes from a single file and cannot be named by itself.",
+                hint="Derive from that pipeline with `from_pipe`, or load this one from the file as well.",
+            )
         return ComponentSource(
             spec.repo_id,
             subfolder=f"{spec.subfolder}/{role}".lstrip("/"),

@@ -19,6 +19,7 @@ from .messages import (
     AdapterCall,
     AdapterSource,
     Callback,
+    ComponentSource,
     Derivation,
     Generate,
     NoiseScheduler,
@@ -87,7 +88,45 @@ def spec(request: pipeline_service_pb2.LoadPipelineRequest) -> Spec:
             },
             "spec.quantization_config",
         ),
+        single_file=_single_file(message),
+        config_source=_config_source(message),
     )
+
+
+def _single_file(message: pipeline_service_pb2.PipelineSpec) -> str:
+    name = overrides.text(message.single_file, "spec.single_file")
+    if name and not name.endswith(".safetensors"):
+        raise InvalidFieldError.of(
+            "spec.single_file", f"{name[:100]!r} is no safetensors file.", hint="Convert it to safetensors."
+        )
+    if name and message.component_dtypes:
+        raise InvalidFieldError.of(
+            "spec.component_dtypes", "a single file is read in one element type.", hint="Give one `dtype`."
+        )
+    if name and message.quantization_config:
+        raise InvalidFieldError.of(
+            "spec.quantization_config",
+            "what is in a single file is not quantised.",
+            hint="Save it as a pipeline first.",
+        )
+    return name
+
+
+def _config_source(message: pipeline_service_pb2.PipelineSpec) -> ComponentSource | None:
+    if not message.HasField("config_source"):
+        return None
+    if not message.single_file:
+        raise InvalidFieldError.of(
+            "spec.config_source", "there is no single_file that it describes.", hint="Leave it out, or name the file."
+        )
+    source = overrides.component_source(message.config_source, "spec.config_source")
+    if source != ComponentSource(source.repo_id, source.subfolder, source.revision):
+        raise InvalidFieldError.of(
+            "spec.config_source",
+            "it says more than where the configuration is.",
+            hint="Set repo_id, subfolder and revision only.",
+        )
+    return source
 
 
 def access(

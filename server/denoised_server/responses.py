@@ -250,6 +250,8 @@ def _spec(spec: Spec) -> pipeline_service_pb2.PipelineSpec:
         use_safetensors=spec.use_safetensors,
         overrides={role: overrides.message(value) for role, value in spec.overrides.items()},
         quantization_config={name: to_proto(value) for name, value in spec.quantization_config.items()},
+        single_file=spec.single_file,
+        config_source=overrides.component_message(spec.config_source) if spec.config_source is not None else None,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from denoised import Client, errors
 from denoised.v1 import pipeline_service_pb2 as pb
 
-from tests import checkpoints
+from tests import checkpoints, single_file
 from tests.daemon import Daemon
 from tests.hub import Hub
 
@@ -106,6 +106,25 @@ def test_a_component_is_downloaded_by_itself(hub: Hub, daemon: Daemon, folders: 
         given = pipe.info.spec.overrides
         assert given["unet"].component.revision == other.commit
         assert given["controlnet"].components.components[0].revision == net.commit
+
+
+def test_a_single_file_is_downloaded_by_itself_and_its_configuration_without_weights(
+    hub: Hub, daemon: Daemon, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    file = single_file.save(folders["sd"], tmp_path / "one" / "model.safetensors")
+    one, sd = hub.add("owner/one", file.parent), hub.add("owner/sd", folders["sd"])
+    with daemon.client() as client:
+        # The cache knows the commit then, without the file.
+        with pytest.raises(errors.NotAPipelineError):
+            load(client, "owner/one", single_file="absent.safetensors", config="owner/sd")
+        pipe = load(client, "owner/one", single_file="model.safetensors", config="owner/sd")
+        assert pipe("a", num_inference_steps=2).images
+        assert pipe.info.spec.revision == one.commit
+        assert pipe.info.spec.config_source.revision == sd.commit
+        assert not any("/owner/sd/" in line for line in hub.downloads(".safetensors"))
+        again = load(client, "owner/one", single_file="model.safetensors", config="owner/sd", revision=one.commit)
+        assert again.memory.exclusive_bytes == 0
+        assert len(hub.downloads("model.safetensors")) == 1
 
 
 def test_gated_and_private_repositories_take_the_token_of_one_load(

@@ -78,6 +78,19 @@ def test_recipes_with_components_have_an_identity() -> None:
     assert len({identity(recipe) for recipe in recipes}) == len(recipes)
 
 
+def test_single_files_and_what_describes_them_are_part_of_an_identity() -> None:
+    specs = [Spec("x"), Spec("x", single_file="a.safetensors"), Spec("x", single_file="b.safetensors")]
+    specs.append(Spec("x", single_file="a.safetensors", config_source=ComponentSource("y")))
+    assert len({identity(Recipe(each)) for each in specs}) == len(specs)
+
+
+def test_a_part_of_a_single_file_is_not_taken_from_a_folder_that_is_not_there() -> None:
+    origin = Origin(Recipe(Spec("x", single_file="a.safetensors")), ("unet",))
+    with pytest.raises(InvalidFieldError, match="single file") as caught:
+        resolve(Spec("y", overrides={"unet": live("unet")}), lambda name: origin, "spec")
+    assert caught.value.metadata["field"] == "spec.overrides[unet].role"
+
+
 def test_a_component_of_another_checkpoint_is_looked_for_where_that_one_is() -> None:
     checkpoint = Recipe(Spec("owner/name", dtype="float16"))
     assert shares_weights(

@@ -38,6 +38,31 @@ def test_a_wrong_task_gets_a_suggestion() -> None:
         spec.task_number("inpaint")
 
 
+@pytest.mark.parametrize(
+    ("given", "repo_id", "file", "revision"),
+    [
+        ("https://huggingface.co/owner/name/blob/v1/model.safetensors", "owner/name", "model.safetensors", "v1"),
+        ("hf.co/owner/name/resolve/main/a/model.safetensors", "owner/name", "a/model.safetensors", "main"),
+        ("owner/name/a/model.safetensors", "owner/name", "a/model.safetensors", ""),
+        ("/models/a/model.safetensors", "/models/a", "model.safetensors", ""),
+        (Path("/models/a/b/model.safetensors"), "/models/a/b", "model.safetensors", ""),
+    ],
+)
+def test_a_single_file_is_named_as_diffusers_names_it(given: Any, repo_id: str, file: str, revision: str) -> None:
+    assert spec.single_file(given) == (repo_id, file, revision)
+
+
+def test_a_single_file_of_this_directory_is_sent_with_an_absolute_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "model.safetensors").touch()
+    expected = (str((tmp_path / "a" / "b").resolve()), "model.safetensors", "")
+    assert spec.single_file("a/b/model.safetensors") == expected
+    assert spec.single_file("./a/b/model.safetensors") == expected
+
+
 def test_directories_are_sent_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()

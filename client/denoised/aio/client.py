@@ -128,6 +128,8 @@ class AsyncClient:
         use_safetensors: bool | None = None,
         subfolder: str = "",
         quantization_config: Any = None,
+        single_file: str = "",
+        config: str | os.PathLike[str] | component.Component | None = None,
         overrides: Mapping[str, Any] | None = None,
         hub_token: str = "",
         local_files_only: bool = False,
@@ -153,6 +155,10 @@ class AsyncClient:
             subfolder: Folder inside the repository that has the pipeline.
             quantization_config: How to quantise components: a PipelineQuantizationConfig of diffusers, a dict of its
                 arguments, or a dict of configurations by component.
+            single_file: A safetensors file inside the repository that has the weights of all components, in the layout
+                of those who trained them.
+            config: Repository or directory that describes what is in `single_file`, or a `Component` with its
+                subfolder and revision. Defaults to the repository of the file.
             overrides: Components to leave out (None) or to take from elsewhere (a `Component`, or several in a list),
                 and constructor options to set, by name.
             hub_token: Token of the Hugging Face Hub, for gated and private repositories. It is used for this load's
@@ -183,6 +189,8 @@ class AsyncClient:
                 subfolder=subfolder,
                 overrides=component.overrides(overrides or {}),
                 quantization_config=quantization.fields(quantization_config),
+                single_file=single_file,
+                config_source=None if config is None else component.config_source(config),
                 **spec.dtype_fields(dtype),
             ),
             ttl=None if ttl is None else to_duration(ttl),

@@ -57,6 +57,13 @@ def load(
     variant: Annotated[str, typer.Option(help="Weight variant, such as fp16.")] = "",
     revision: Annotated[str, typer.Option(help="Branch, tag or commit. Defaults to main.")] = "",
     subfolder: Annotated[str, typer.Option(help="Folder inside the repository that has the pipeline.")] = "",
+    single_file: Annotated[
+        str, typer.Option(help="Safetensors file inside the repository that has the weights of all components.")
+    ] = "",
+    config: Annotated[
+        str | None,
+        typer.Option(help="Repository or directory that describes the single file. Defaults to where the file is."),
+    ] = None,
     override: Overrides = None,
     component: Components = None,
     hub_token: HubToken = None,
@@ -87,6 +94,8 @@ def load(
             variant=variant,
             revision=revision,
             subfolder=subfolder,
+            single_file=single_file,
+            config=config,
             overrides=overrides,
             hub_token=hub_token or "",
             local_files_only=local_files_only,

@@ -454,6 +454,8 @@ class PipelineSpec(google.protobuf.message.Message):
     SUBFOLDER_FIELD_NUMBER: builtins.int
     AUTO_DTYPE_FIELD_NUMBER: builtins.int
     COMPONENT_DTYPES_FIELD_NUMBER: builtins.int
+    SINGLE_FILE_FIELD_NUMBER: builtins.int
+    CONFIG_SOURCE_FIELD_NUMBER: builtins.int
     QUANTIZATION_CONFIG_FIELD_NUMBER: builtins.int
     repo_id: builtins.str
     """Required. A repository on the Hugging Face Hub ("owner/name"), a directory the daemon may read, or the name of an
@@ -475,6 +477,11 @@ class PipelineSpec(google.protobuf.message.Message):
     """Folder inside the repository that has the pipeline. At most 1,024 characters. Defaults to none."""
     auto_dtype: builtins.bool
     """Whether each component keeps the element type of its files, instead of `dtype`. Defaults to false."""
+    single_file: builtins.str
+    """A .safetensors file inside `repo_id` that has the weights of all components, in the layout of those who trained them,
+    as diffusers' `from_single_file` reads it. At most 1,024 characters. Refused with `component_dtypes`. Defaults to
+    none: the weights are in folders by component.
+    """
     @property
     def overrides(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Override]:
         """Components and constructor options to put in place of the checkpoint's own, by role: `safety_checker` null,
@@ -485,6 +492,12 @@ class PipelineSpec(google.protobuf.message.Message):
     @property
     def component_dtypes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, denoised.v1.artifact_pb2.DataType.ValueType]:
         """Element types of single components, by role, instead of `dtype`. Defaults to none."""
+
+    @property
+    def config_source(self) -> global___ComponentSource:
+        """Where the model_index.json, configurations and tokenizers for `single_file` are. Only `repo_id`, `subfolder` and
+        `revision` may be set. Weights that the file lacks are taken from there too. Defaults to the repository of the file.
+        """
 
     @property
     def quantization_config(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, denoised.v1.artifact_pb2.Value]:
@@ -507,10 +520,12 @@ class PipelineSpec(google.protobuf.message.Message):
         subfolder: builtins.str = ...,
         auto_dtype: builtins.bool = ...,
         component_dtypes: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.DataType.ValueType] | None = ...,
+        single_file: builtins.str = ...,
+        config_source: global___ComponentSource | None = ...,
         quantization_config: collections.abc.Mapping[builtins.str, denoised.v1.artifact_pb2.Value] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "use_safetensors", b"use_safetensors"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "auto_dtype", b"auto_dtype", "component_dtypes", b"component_dtypes", "dtype", b"dtype", "overrides", b"overrides", "quantization_config", b"quantization_config", "repo_id", b"repo_id", "revision", b"revision", "subfolder", b"subfolder", "task", b"task", "use_safetensors", b"use_safetensors", "variant", b"variant"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "config_source", b"config_source", "use_safetensors", b"use_safetensors"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_use_safetensors", b"_use_safetensors", "auto_dtype", b"auto_dtype", "component_dtypes", b"component_dtypes", "config_source", b"config_source", "dtype", b"dtype", "overrides", b"overrides", "quantization_config", b"quantization_config", "repo_id", b"repo_id", "revision", b"revision", "single_file", b"single_file", "subfolder", b"subfolder", "task", b"task", "use_safetensors", b"use_safetensors", "variant", b"variant"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_use_safetensors", b"_use_safetensors"]) -> typing.Literal["use_safetensors"] | None: ...
 
 global___PipelineSpec = PipelineSpec

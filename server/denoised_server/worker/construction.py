@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import diffusers.models.modeling_utils
 import torch
 import transformers.modeling_utils
+from diffusers.loaders import single_file_model, single_file_utils
 
 
 class Construction:
@@ -91,6 +92,22 @@ class Construction:
             if hasattr(module, "ContextManagers"):
                 module.ContextManagers = _entering(module.ContextManagers, construction)
                 self._narrowed = True
+        # Reading single files patches modules while it builds one.
+        for module in (single_file_model, single_file_utils):
+            if hasattr(module, "init_empty_weights"):
+                module.init_empty_weights = self._around(module.init_empty_weights)
+
+    def _around(self, original: Callable[..., AbstractContextManager[Any]]) -> Callable[..., Any]:
+        @contextmanager
+        def entering(*args: Any, **kwargs: Any) -> Iterator[None]:
+            self.enter()
+            try:
+                with original(*args, **kwargs):
+                    yield
+            finally:
+                self.leave()
+
+        return entering
 
 
 def _entering(original: type[Any], construction: Construction) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from . import weights
 
 logger = logging.getLogger(__name__)
 
+# What describes a pipeline, as diffusers fetches it for a single file.
+CONFIGURATION = ("*.json", "*.txt", "*.model")
 REPORT_SECONDS = 0.1
 RETRY_SECONDS = 10.0
 # Diffusers' own download takes no bar: it finds the one of its thread here.
@@ -67,6 +70,25 @@ class Downloads:
             )
 
         return self._run(repo_id, revision, download)
+
+    def single_file(self, spec: Spec) -> str:
+        """Brings a file with all weights into the cache, with what describes it if nothing else does; its commit."""
+        name = str(Path(spec.subfolder, spec.single_file))
+        patterns = [glob.escape(name), *(CONFIGURATION if spec.config_source is None else ())]
+
+        def download(local_files_only: bool) -> str:
+            folder = self._download_snapshot(spec.repo_id, spec.revision, patterns, local_files_only)
+            if not Path(folder, name).is_file():
+                # The cache has the commit, maybe for the sake of other files.
+                missing = hub_errors.LocalEntryNotFoundError if local_files_only else ValueError
+                raise missing(f"{name} is not there")
+            return folder
+
+        return self._run(spec.repo_id, spec.revision, download)
+
+    def configuration(self, source: ComponentSource) -> str:
+        """Brings what describes a pipeline into the cache, none of its weights, and returns its commit."""
+        return self._snapshot(source.repo_id, source.revision, [*CONFIGURATION])
 
     def component(self, source: ComponentSource) -> str:
         """Brings the files of one component into the cache, and returns their commit."""

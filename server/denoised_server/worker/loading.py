@@ -7,6 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from denoised_server.messages import (
     Spec,
 )
 from diffusers import DiffusionPipeline
+from diffusers.loaders import single_file
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
@@ -41,6 +43,7 @@ from .overrides import Weightless
 from .parts import DIFFUSERS_DTYPE, Part
 from .quantization import Quantization
 from .quotation import quote
+from .single_file import SingleFile
 from .sources import Sources
 from .weights import Digests
 
@@ -221,8 +224,7 @@ class Loader:
         families.check_overrides(spec.overrides, class_name, index, spec.task)
         pipeline_class = getattr(diffusers, class_name, None)
 
-        def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
-            shared = {part.role: ready[part.role] for part in own if part.role in ready}
+        def from_pretrained(given: Mapping[str, Any]) -> DiffusionPipeline:
             # For parts without files to tell by, diffusers' own default.
             by_role = {"default": dtypes.default or torch.float32, **dtypes.by_role}
             pipeline: DiffusionPipeline = loader.from_pretrained(
@@ -232,19 +234,32 @@ class Loader:
                 use_safetensors=spec.use_safetensors,
                 local_files_only=True,
                 **quantization,
-                **shared,
-                **overrides.arguments(spec.overrides, ready),
+                **given,
             )
+            return pipeline
+
+        def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
+            shared = {part.role: ready[part.role] for part in (*own, *beside) if part.role in ready}
+            pipeline = read({**shared, **overrides.arguments(spec.overrides, ready)})
             fit.check(pipeline, spec.task)
             return pipeline
 
         try:
-            own = parts.of_checkpoint(source.folder, index, spec, dtypes, self._digests)
-            quantized = Quantization.of_parts(spec.quantization_config, own)
-            own, quantization = quantized.identify(own), quantized.arguments(own)
+            # `beside` are those that a single file lacks.
+            beside: list[Part] = []
+            quantization: Mapping[str, Any] = {}
+            read: Callable[[Mapping[str, Any]], DiffusionPipeline] = from_pretrained
+            if spec.single_file:
+                file = SingleFile.of_spec(self._sources.single_file(spec), source.folder, class_name, spec)
+                own, beside = file.parts(index, spec, dtypes, self._digests, self._construction)
+                read = partial(file.make, dtypes)
+            else:
+                own = parts.of_checkpoint(source.folder, index, spec, dtypes, self._digests)
+                quantized = Quantization.of_parts(spec.quantization_config, own)
+                own, quantization = quantized.identify(own), quantized.arguments(own)
             foreign = overrides.find(spec.overrides, pipeline_class, dtypes, self._sources, self._digests)
             dtypes.check_roles([*index, *(part.role for part in foreign)])
-            pipeline = self._build(user, {}, own, foreign, make, progress, check_cancelled)
+            pipeline = self._build(user, {}, own, [*beside, *foreign], make, progress, check_cancelled)
         except DenoisedError:
             raise
         except Exception as error:
@@ -380,7 +395,11 @@ class _Report:
         self._bytes = {part.role: part.memory_bytes for part in found}
         self._progress, self._check_cancelled = progress, check_cancelled
         self.total_bytes, self._done = sum({part.digest: part.memory_bytes for part in found}.values()), shared_bytes
-        self._original = getattr(pipeline_utils, "load_sub_model", None)
+        self._originals = [
+            (module, name, original)
+            for module, name in ((pipeline_utils, "load_sub_model"), (single_file, "load_single_file_sub_model"))
+            if (original := getattr(module, name, None)) is not None
+        ]
 
     def over(self, role: str, load: Callable[[], Any]) -> Any:
         """Loads one component and reports it."""
@@ -391,17 +410,15 @@ class _Report:
         return loaded
 
     def __enter__(self) -> None:
-        original = self._original
-        if original is not None:
-
-            def load_sub_model(*args: Any, name: str = "", **kwargs: Any) -> Any:
-                return self.over(name, lambda: original(*args, name=name, **kwargs))
-
-            pipeline_utils.load_sub_model = load_sub_model
+        for module, function, original in self._originals:
+            setattr(module, function, partial(self._load, original))
 
     def __exit__(self, *_: object) -> None:
-        if self._original is not None:
-            pipeline_utils.load_sub_model = self._original
+        for module, function, original in self._originals:
+            setattr(module, function, original)
+
+    def _load(self, original: Callable[..., Any], *args: Any, name: str = "", **kwargs: Any) -> Any:
+        return self.over(name, lambda: original(*args, name=name, **kwargs))
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

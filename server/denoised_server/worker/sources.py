@@ -55,11 +55,12 @@ class Sources:
     def fetch(self, recipe: Recipe, downloads: Downloads) -> Recipe:
         """Downloads what of the recipe is on the Hub, and returns the recipe with the commits it is at."""
         spec = recipe.spec
-        if self._local(spec.repo_id) is None:
-            _check_repo_id(spec.repo_id)
-            self.rules.check_repo(spec.repo_id, spec.revision)
+        if self._is_remote(spec):
             wanted = replace(spec, use_safetensors=self.rules.use_safetensors(spec.use_safetensors))
-            spec = replace(spec, revision=downloads.pipeline(wanted))
+            download = downloads.single_file if spec.single_file else downloads.pipeline
+            spec = replace(spec, revision=download(wanted))
+        if (config := spec.config_source) is not None and self._is_remote(config):
+            spec = replace(spec, config_source=replace(config, revision=downloads.configuration(config)))
         spec = replace(spec, overrides=self._fetch_overrides(spec.overrides, downloads))
         return replace(
             recipe, spec=spec, derivations=tuple(self.fetch_derivation(step, downloads) for step in recipe.derivations)
@@ -69,12 +70,18 @@ class Sources:
         return replace(derivation, overrides=self._fetch_overrides(derivation.overrides, downloads))
 
     def fetch_component(self, wanted: ComponentSource, downloads: Downloads) -> ComponentSource:
-        if not wanted.repo_id or self._local(wanted.repo_id) is not None:
+        if not wanted.repo_id or not self._is_remote(wanted):
             return wanted
-        _check_repo_id(wanted.repo_id)
-        self.rules.check_repo(wanted.repo_id, wanted.revision)
         use_safetensors = self.rules.use_safetensors(wanted.use_safetensors)
         return replace(wanted, revision=downloads.component(replace(wanted, use_safetensors=use_safetensors)))
+
+    def _is_remote(self, named: Spec | ComponentSource) -> bool:
+        """Whether it is on the Hub, from where it may be had."""
+        if self._local(named.repo_id) is not None:
+            return False
+        _check_repo_id(named.repo_id)
+        self.rules.check_repo(named.repo_id, named.revision)
+        return True
 
     def _fetch_overrides(self, overrides: Mapping[str, Override], downloads: Downloads) -> dict[str, Override]:
         def fetch(override: Override) -> Override:
@@ -89,15 +96,27 @@ class Sources:
         return {role: fetch(override) for role, override in overrides.items()}
 
     def pipeline(self, spec: Spec) -> Source:
-        """The folder of a pipeline that was fetched, or is on this machine anyway."""
-        source = self._find(spec.repo_id, spec.revision)
-        folder = self._inside(source, spec.subfolder, spec.repo_id)
+        """The folder with a pipeline's model_index.json, which was fetched or is on this machine anyway."""
+        named = spec.config_source or spec
+        source = self._find(named.repo_id, named.revision)
+        folder = self._inside(source, named.subfolder, named.repo_id)
         if not (folder / "model_index.json").is_file():
+            what = "config for the single file" if spec.single_file else "folder"
             raise NotAPipelineError(
-                f"{spec.repo_id!r} is no diffusers pipeline: it has no model_index.json.",
-                hint="Name the folder that `save_pretrained` wrote, or a repository with the tag `diffusers`.",
+                f"{named.repo_id!r} is no diffusers pipeline: it has no model_index.json.",
+                hint=f"Name a {what} that `save_pretrained` wrote, or a repository with the tag `diffusers`.",
             )
         return Source(folder, source.revision)
+
+    def single_file(self, spec: Spec) -> Path:
+        """The file with all weights of a pipeline, which was fetched or is on this machine anyway."""
+        source = self._find(spec.repo_id, spec.revision)
+        path = self._inside(source, str(Path(spec.subfolder, spec.single_file)), spec.repo_id)
+        if not path.is_file():
+            raise RepoNotFoundError(
+                f"There is no file {spec.single_file!r} in {spec.repo_id!r}.", hint="Check repo_id and single_file."
+            )
+        return path
 
     def component(self, wanted: ComponentSource, configs: Iterable[str]) -> Source:
         """The folder of one component that was fetched; it has one of these configuration files."""

@@ -71,7 +71,7 @@ def dtype_of(paths: Iterable[Path]) -> str:
     """Element type of the first floating-point tensor, as torch names it; float32 for pickled files, unread."""
     for path in paths:
         if path.suffix == ".safetensors":
-            for tensor in _header(path).values():
+            for tensor in header(path).values():
                 if (found := TORCH_NAMES.get(str(tensor.get("dtype")))) is not None:
                     return found
     return "float32"
@@ -81,10 +81,10 @@ def memory_bytes(path: Path, item_bytes: int) -> int:
     """Size in memory once its floating-point tensors are cast to elements of this size."""
     if path.suffix != ".safetensors":
         return path.stat().st_size
-    return sum(_tensor_bytes(tensor, item_bytes) for tensor in _header(path).values())
+    return sum(_tensor_bytes(tensor, item_bytes) for tensor in header(path).values())
 
 
-def _header(path: Path) -> dict[str, Any]:
+def header(path: Path) -> dict[str, Any]:
     """What a safetensors file says of its tensors. Raises DamagedWeightsError for one that is not whole."""
     size = path.stat().st_size
     try:
@@ -92,12 +92,12 @@ def _header(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(size, MAX_HEADER_BYTES):
                 raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+            found = json.loads(file.read(length))
+        found.pop("__metadata__", None)
+        end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"it should have {8 + length + end:,} bytes and has {size:,}")
-        for tensor in header.values():
+        for tensor in found.values():
             _tensor_bytes(tensor, 1)
     except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else "its header cannot be read"
@@ -105,7 +105,7 @@ def _header(path: Path) -> dict[str, Any]:
             f"The weight file {path.parent.name}/{path.name} is damaged: {reason}.",
             hint="Download or save the checkpoint again.",
         ) from None
-    return dict(header)
+    return dict(found)
 
 
 def _tensor_bytes(tensor: Mapping[str, Any], item_bytes: int) -> int:
@@ -143,10 +143,13 @@ class Digests:
                 self._known[key] = hashlib.file_digest(file, "sha256").hexdigest()
         return self._known[key]
 
-    def of_component(self, files: Iterable[Path], *, config: Path, class_name: str, dtype: str) -> str:
-        """Identity of a component: the same for the same weights, class, configuration and element type."""
+    def of_component(self, files: Iterable[Path], *, config: Path, class_name: str, dtype: str, role: str = "") -> str:
+        """Identity of a component: the same for the same weights, class, configuration and element type.
+
+        `role` says which of several components in the same files it is.
+        """
         identity = hashlib.sha256()
-        for part in (class_name, dtype, _configuration(config)):
+        for part in (class_name, dtype, _configuration(config), *([role] if role else [])):
             identity.update(f"{part}\n".encode())
         for path in sorted(files, key=lambda path: path.name):
             # Without the variant: the same bytes are the same weights under any name.
