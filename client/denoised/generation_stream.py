@@ -86,7 +86,11 @@ class GenerationStream:
                 self._completed_steps = max(self._completed_steps, event.progress.completed_steps)
                 return is_next
             case "output":
-                key = (event.output.field, event.output.index)
+                key = (
+                    event.output.field,
+                    event.output.group if event.output.HasField("group") else None,
+                    event.output.index,
+                )
                 is_first = key not in self._seen
                 self._seen.add(key)
                 return is_first

@@ -161,7 +161,7 @@ class Generation:
     is_left_for_later: bool = False
     asking: str = ""
     hears: bool = True
-    _delivered: set[tuple[str, int]] = field(default_factory=set)
+    _delivered: set[tuple[str, int | None, int]] = field(default_factory=set)
     _task: asyncio.Task[None] | None = None
     _listening: asyncio.Task[None] | None = None
 
@@ -235,9 +235,10 @@ class Generation:
                 # Not every step may be told of, and not the same ones in a replay.
                 self.log.put(event, at_least=event.completed_steps + FIRST_STEP)
             case Output():
-                if (event.field, event.index) in self._delivered:
+                place = (event.field, event.group, event.index)
+                if place in self._delivered:
                     return False
-                self._delivered.add((event.field, event.index))
+                self._delivered.add(place)
                 self.log.put(event)
         return True
 

@@ -108,15 +108,15 @@ def test_a_generation_is_one_trace_from_the_client_to_the_encoded_image(
     traced: Daemon, collector: Collector, tmp_path: Path
 ) -> None:
     command(traced, collector, "load", "demo", "--task", "text-to-image", "--id", "painter")
-    collector.wait_for("build")
+    for name in ("build", "serve LoadPipeline", "denoised.LoadPipeline"):
+        collector.wait_for(name)
     (service, build) = collector.named("build")[0]
     assert service == "denoised-worker"
     assert collector.path(build) == ["denoised.LoadPipeline", "serve LoadPipeline", "build"]
     arguments = ("-p", "red apple", "--steps", "4", "-o", str(tmp_path / "apple.png"))
     command(traced, collector, "generate", "painter", *arguments)
-    collector.wait_for("encode")
-    collector.wait_for("denoised.Generate")
-    collector.wait_for("serve Generate")
+    for name in ("queue", "encode", "serve Generate", "denoised.Generate"):
+        collector.wait_for(name)
     ((client, call),) = collector.named("denoised.Generate")
     ((daemon, serve),) = collector.named("serve Generate")
     assert (client, daemon) == ("denoised-cli", "denoised")
