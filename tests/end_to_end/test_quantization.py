@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 import transformers
 from denoised import errors
 
+from tests import adapter_files
 from tests.daemon import Daemon
 
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "height": 64, "width": 64, "output_type": "np"}
@@ -44,6 +47,16 @@ def client(daemon: Daemon) -> Iterator[denoised.Client]:
         assert memory.weight_bytes == memory.reserved_bytes == 0
 
 
+def assert_nothing_is_left(client: denoised.Client) -> None:
+    """The daemon clears away what it began after it has said how the load failed."""
+    end = time.monotonic() + 10
+    while client.pipelines() and time.monotonic() < end:
+        time.sleep(0.01)
+    memory = client.workers()[0].memory
+    assert client.pipelines() == []
+    assert memory.weight_bytes == memory.reserved_bytes == 0
+
+
 def expected(checkpoint: Path, mapping: dict[str, Any]) -> Any:
     local = diffusers.AutoPipelineForText2Image.from_pretrained(
         checkpoint,
@@ -71,9 +84,8 @@ def test_quanto_makes_the_pictures_that_diffusers_makes(client: denoised.Client,
 
 @needs_torchao
 def test_torchao_makes_the_pictures_that_diffusers_makes(client: denoised.Client, sd_checkpoint: Path) -> None:
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    mapping = {"unet": diffusers.TorchAoConfig(Int8WeightOnlyConfig())}
+    int8 = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
+    mapping = {"unet": diffusers.TorchAoConfig(int8)}
     pipe = Auto.from_pretrained(sd_checkpoint, quantization_config=mapping, client=client)
     np.testing.assert_array_equal(pipe(seed=1, batching="forbid", **CALL).images, expected(sd_checkpoint, mapping))
 
@@ -95,6 +107,18 @@ def test_quantised_components_are_smaller_and_shared_only_among_each_other(
         Auto.from_pretrained(sd_checkpoint, unet=one["unet"], client=client)
 
 
+@needs_quanto
+def test_adapters_do_not_go_onto_quantised_components(
+    client: denoised.Client, sd_checkpoint: Path, checkpoint_dir: Path
+) -> None:
+    unet = diffusers.UNet2DConditionModel.from_pretrained(sd_checkpoint, subfolder="unet")
+    file = adapter_files.lora(checkpoint_dir / "onto-quantised" / "lora.safetensors", unet=unet)
+    pipe = Auto.from_pretrained(sd_checkpoint, quantization_config={"unet": INT8}, client=client)
+    with pytest.raises(errors.AdapterMismatchError, match="a unet that is quantised"):
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
+    assert client.workers()[0].memory.reserved_bytes == 0
+
+
 REFUSED = [
     pytest.param({"unet": {"quant_method": "gguf"}}, "format of files", id="gguf"),
     pytest.param(
@@ -102,6 +126,9 @@ REFUSED = [
         "bitsandbytes_8bit here",
         id="bitsandbytes",
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="bitsandbytes may run here"),
+    ),
+    pytest.param(
+        {"unet": {**INT8, "weights_dtype": "int4"}}, "compiles an extension", id="quanto-int4", marks=needs_quanto
     ),
     pytest.param(
         {"unet": INT8},
@@ -125,8 +152,7 @@ def test_a_backend_that_is_missing_here_is_said_to_be(
     with pytest.raises(errors.QuantizationUnavailableError, match=message) as caught:
         Auto.from_pretrained(sd_checkpoint, quantization_config=config, client=client)
     assert caught.value.hint
-    assert client.pipelines() == []
-    assert client.workers()[0].memory.weight_bytes == client.workers()[0].memory.reserved_bytes == 0
+    assert_nothing_is_left(client)
 
 
 @pytest.mark.parametrize(
@@ -146,4 +172,4 @@ def test_what_no_backend_can_do_is_refused_with_a_hint(
 ) -> None:
     with pytest.raises(errors.InvalidFieldError, match=hint):
         Auto.from_pretrained(sd_checkpoint, quantization_config=config, client=client)
-    assert client.workers()[0].memory.weight_bytes == client.workers()[0].memory.reserved_bytes == 0
+    assert_nothing_is_left(client)

@@ -18,8 +18,12 @@ from denoised_server import codec, quantization, recipes, references, requests, 
 from denoised_server.messages import ComponentSource, Recipe, Spec
 
 INT8 = {"quant_method": "quanto", "weights_dtype": "int8"}
-BY_BACKEND = {"quant_backend": "quanto", "quant_kwargs": {"weights_dtype": "int8"}, "components_to_quantize": ["unet"]}
-BY_COMPONENT = {"quant_mapping": {"unet": INT8}}
+BY_BACKEND: dict[str, Any] = {
+    "quant_backend": "quanto",
+    "quant_kwargs": {"weights_dtype": "int8"},
+    "components_to_quantize": ["unet"],
+}
+BY_COMPONENT: dict[str, Any] = {"quant_mapping": {"unet": INT8}}
 
 
 def sent(config: Any) -> dict[str, Any]:
@@ -85,8 +89,9 @@ def test_malformed_data_is_refused_by_the_name_of_the_field(config: Any, field: 
 
 
 def test_media_are_no_configuration() -> None:
-    picture = {"artifact_value": {"media_type": "image/png", "data": b"png"}}
-    kwargs = artifact_pb2.Value(map_value={"entries": {"a": {"list_value": {"values": [picture]}}}})
+    picture: Any = {"artifact_value": {"media_type": "image/png", "data": b"png"}}
+    media: Any = {"entries": {"a": {"list_value": {"values": [picture]}}}}
+    kwargs = artifact_pb2.Value(map_value=media)
     spec = pipeline_service_pb2.PipelineSpec(repo_id="a", quantization_config={"quant_kwargs": kwargs})
     with pytest.raises(InvalidFieldError, match="it has media"):
         requests.spec(pipeline_service_pb2.LoadPipelineRequest(spec=spec))

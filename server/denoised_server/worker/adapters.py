@@ -35,7 +35,7 @@ from torch import nn
 from . import adapter_methods as methods
 from . import ip_adapter, seam
 from .adaptation import Adaptation, File, Step
-from .components import ComponentStore, dtype_name, to_device
+from .components import ComponentStore, dtype_name, is_wrapped, to_device
 from .construction import Construction
 from .ledger import Ledger, Plan
 from .quotation import quote
@@ -230,6 +230,12 @@ class AdapterStore:
         user: str,
     ) -> Variant:
         modules = {role: part for role, part in parts.items() if isinstance(part, nn.Module)}
+        for role, module in modules.items():
+            if is_wrapped(module):
+                raise AdapterMismatchError(
+                    f"{step.method} does not work on a {role} that is quantised.",
+                    hint="Load the pipeline without quantization_config for it.",
+                )
         roots = {role: self._root(module) for role, module in modules.items()}
         identity = _identity(step, roots, key)
         reservation = self._reserve(identity, methods.planned_bytes(adapted.pipeline, step, modules), adapted)

@@ -31,6 +31,11 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(storages.values())
 
 
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether some of its weights have no storage of their own, as quanto's and torchao's have none."""
+    return any(is_traceable_wrapper_subclass(parameter) for parameter in module.parameters())
+
+
 def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """What holds its numbers: quantised weights are made of several tensors and have no storage of their own."""
     if not is_traceable_wrapper_subclass(tensor):

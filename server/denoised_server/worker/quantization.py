@@ -89,6 +89,9 @@ def _configuration(part: Part, data: Mapping[str, Plain]) -> Any:
         )
     if not INSTALLED[backend]():
         raise _unavailable(part, backend, "it is not installed")
+    if backend == "quanto" and {data.get("weights_dtype"), data.get("weights")} & {"int4", "int2"}:
+        # In the middle of a request, and nobody else's goes on meanwhile.
+        raise _unavailable(part, backend, "for less than 8 bits it compiles an extension when it first runs")
     of_diffusers = issubclass(classes.find(part.class_name, field), diffusers.ModelMixin)
     library: Any = diffusers_quantizers if of_diffusers else transformers_quantizers
     kind = library.AUTO_QUANTIZATION_CONFIG_MAPPING[backend]
