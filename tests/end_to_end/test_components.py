@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from PIL import Image
 
 from tests import checkpoints
 from tests.daemon import Daemon
-from tests.unit.both_sdks import AsyncSdk, BlockingSdk
 
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "height": 64, "width": 64, "output_type": "np"}
 EDGES = Image.fromarray((np.indices((64, 64)).sum(0) % 16 * 16).astype("uint8")).convert("RGB")
@@ -27,25 +25,6 @@ EDGES = Image.fromarray((np.indices((64, 64)).sum(0) % 16 * 16).astype("uint8"))
 @pytest.fixture(scope="module")
 def net(checkpoint_dir: Path) -> Path:
     return checkpoints.controlnet(checkpoint_dir / "controlnet", seed=1)
-
-
-@pytest.fixture(params=[BlockingSdk(), AsyncSdk()], ids=["sync", "async"])
-def sdk(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.fixture
-def held(daemon: Daemon) -> Iterator[Any]:
-    """How many bytes of weights the daemon holds; in the end as many as in the beginning."""
-    with daemon.client() as client:
-        # Other files of tests use the same daemon.
-        for pipe in client.pipelines():
-            pipe.unload()
-        assert client.workers()[0].memory.weight_bytes == 0
-        yield lambda: client.workers()[0].memory.weight_bytes
-        for pipe in client.pipelines():
-            pipe.unload()
-        assert client.workers()[0].memory.weight_bytes == 0
 
 
 async def test_a_controlnet_reference_on_load_and_on_derive(

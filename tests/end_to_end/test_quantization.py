@@ -37,7 +37,7 @@ needs_torchao = pytest.mark.skipif(not installed("torchao"), reason="torchao is 
 
 
 @pytest.fixture
-def client(daemon: Daemon) -> Iterator[denoised.Client]:
+def client(daemon: Daemon, held: object) -> Iterator[denoised.Client]:
     """In the end the daemon holds as much as in the beginning, which is nothing."""
     with daemon.client() as client:
         yield client

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from diffusers import StableDiffusionPipeline
 
 from tests import single_file
 from tests.daemon import Daemon
-from tests.unit.both_sdks import AsyncSdk, BlockingSdk
 
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "height": 64, "width": 64, "output_type": "np"}
 
@@ -33,21 +31,6 @@ def config(checkpoint_dir: Path, sd_checkpoint: Path) -> Path:
     """What describes the file, without weights."""
     no_weights = shutil.ignore_patterns("*.safetensors")
     return Path(shutil.copytree(sd_checkpoint, checkpoint_dir / "single-config", ignore=no_weights))
-
-
-@pytest.fixture(params=[BlockingSdk(), AsyncSdk()], ids=["sync", "async"])
-def sdk(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.fixture
-def held(daemon: Daemon) -> Iterator[Any]:
-    """How many bytes of weights the daemon holds; in the end none."""
-    with daemon.client() as client:
-        yield lambda: client.workers()[0].memory.weight_bytes
-        for pipe in client.pipelines():
-            pipe.unload()
-        assert client.workers()[0].memory.weight_bytes == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
