@@ -37,6 +37,16 @@ def test_a_failed_load_leaves_the_ledger_as_it_was() -> None:
     assert (ledger.free_bytes, ledger.reserved_bytes, ledger.weight_bytes) == (100, 0, 0)
 
 
+def test_what_has_left_the_device_is_free_for_others_and_counts_again_when_it_is_back() -> None:
+    ledger = Ledger(100)
+    ledger.settle(ledger.reserve(ledger.plan({"unet": 60})), {"unet": 60})
+    ledger.resize("unet", 1)
+    assert (ledger.weight_bytes, ledger.free_bytes) == (1, 99)
+    ledger.resize("unet", 60)
+    assert ledger.free_bytes == 40
+    assert ledger.release("unet") == 60
+
+
 class Life(RuleBasedStateMachine):
     """Loads that succeed, fail and are let go of, in any order."""
 

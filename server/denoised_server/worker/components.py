@@ -12,16 +12,26 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import seam
+from .tiers import Tier
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Held:
-    """One component in memory. `digest` is the identity of its content."""
+    """One component. `digest` is the identity of its content, `tier` says where its weights are.
+
+    `device_bytes` are those on the device at the moment, as the ledger has them: all of `weight_bytes` while it is
+    there, and else the few small tensors that never leave.
+    """
 
     digest: str
     module: nn.Module
     weight_bytes: int
     users: set[str] = field(default_factory=set)
+    tier: Tier = Tier.DEVICE
+    device_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.device_bytes = self.weight_bytes
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -87,6 +97,10 @@ class ComponentStore:
         with self._lock:
             return self._held.get(digest)
 
+    def all(self) -> list[Held]:
+        with self._lock:
+            return list(self._held.values())
+
     def find(self, module: nn.Module) -> Held | None:
         with self._lock:
             return next((held for held in self._held.values() if held.module is module), None)
@@ -123,7 +137,9 @@ class ComponentStore:
     def snapshot(self) -> tuple[HeldComponent, ...]:
         with self._lock:
             return tuple(
-                HeldComponent(held.digest, type(held.module).__name__, held.weight_bytes, tuple(sorted(held.users)))
+                HeldComponent(
+                    held.digest, type(held.module).__name__, held.weight_bytes, tuple(sorted(held.users)), held.tier
+                )
                 for held in self._held.values()
             )
 

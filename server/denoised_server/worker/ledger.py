@@ -87,6 +87,10 @@ class Ledger:
         """The load failed: its promise is taken back."""
         self._reserved.pop(reservation, None)
 
+    def resize(self, digest: str, size: int) -> None:
+        """The component has so many bytes on the device from now on: it has left, all but a little, or is back."""
+        self._weights[digest] = size
+
     def release(self, digest: str) -> int:
         """The component is gone; returns its bytes."""
         return self._weights.pop(digest, 0)
