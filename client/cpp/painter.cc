@@ -12,6 +12,7 @@
 #include <iostream>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -49,12 +50,37 @@ void Check(const grpc::Status& status) {
   if (!status.ok()) throw Failure(status);
 }
 
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+std::string ReadFile(const std::string& path) {
+  std::ostringstream text;
+  if (!path.empty() && !(text << std::ifstream(path, std::ios::binary).rdbuf())) {
+    throw std::runtime_error(path + " cannot be read");
+  }
+  return text.str();
+}
+
+// Plain text, unless the environment names an authority to trust ("system" for the usual ones) or a certificate to show,
+// as PEM files.
+std::shared_ptr<grpc::ChannelCredentials> Transport() {
+  const auto ca = Environment("DENOISED_CA"), certificate = Environment("DENOISED_CLIENT_CERT");
+  if (ca.empty() && certificate.empty()) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions options;
+  if (ca != "system") options.pem_root_certs = ReadFile(ca);
+  options.pem_cert_chain = ReadFile(certificate);
+  options.pem_private_key = ReadFile(Environment("DENOISED_CLIENT_KEY"));
+  return grpc::SslCredentials(options);
+}
+
 // The context of one call: its deadline and its token. A context serves one call only.
 std::unique_ptr<grpc::ClientContext> Context() {
   auto context = std::make_unique<grpc::ClientContext>();
   context->set_deadline(std::chrono::system_clock::now() + kPatience);
-  if (const char* token = std::getenv("DENOISED_TOKEN")) {
-    context->AddMetadata("authorization", std::string("Bearer ") + token);
+  if (const auto token = Environment("DENOISED_TOKEN"); !token.empty()) {
+    context->AddMetadata("authorization", "Bearer " + token);
   }
   return context;
 }
@@ -196,7 +222,7 @@ void Paint(const std::string& target, const std::filesystem::path& folder) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);
-  Painter painter(grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments));
+  Painter painter(grpc::CreateCustomChannel(target, Transport(), arguments));
 
   const auto source = painter.Load("demo", "painter-cpp");
   const auto editor = painter.Derive(source.name(), pb::TASK_IMAGE_TO_IMAGE, "editor-cpp");
@@ -219,6 +245,9 @@ int main(int argc, char** argv) {
     Paint(argc > 1 ? argv[1] : "127.0.0.1:50051", argc > 2 ? argv[2] : ".");
   } catch (const Failure& failure) {
     std::cerr << Explain(failure) << '\n';
+    return 1;
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << '\n';
     return 1;
   }
 }

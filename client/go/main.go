@@ -6,6 +6,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"log"
@@ -18,6 +20,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -50,7 +53,11 @@ func main() {
 }
 
 func paint(target, folder string) error {
-	connection, err := grpc.Dial(target, grpc.WithInsecure(), grpc.WithDefaultCallOptions(
+	security, err := transport()
+	if err != nil {
+		return err
+	}
+	connection, err := grpc.Dial(target, security, grpc.WithDefaultCallOptions(
 		grpc.MaxCallRecvMsgSize(maxMessageBytes), grpc.MaxCallSendMsgSize(maxMessageBytes), grpc.ForceCodec(codec{})))
 	if err != nil {
 		return err
@@ -112,6 +119,34 @@ func paint(target, folder string) error {
 		}
 	}
 	return nil
+}
+
+// transport is plain text unless the environment names an authority to trust ("system" for the usual ones) or a
+// certificate to show, as PEM files.
+func transport() (grpc.DialOption, error) {
+	ca, certificate, key := os.Getenv("DENOISED_CA"), os.Getenv("DENOISED_CLIENT_CERT"), os.Getenv("DENOISED_CLIENT_KEY")
+	if ca == "" && certificate == "" {
+		return grpc.WithInsecure(), nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if ca != "" && ca != "system" {
+		pem, err := os.ReadFile(ca)
+		if err != nil {
+			return nil, err
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s has no certificate", ca)
+		}
+	}
+	if certificate != "" {
+		pair, err := tls.LoadX509KeyPair(certificate, key)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return grpc.WithTransportCredentials(credentials.NewTLS(config)), nil
 }
 
 // load returns the pipeline of that id, which is loaded only where it is not live yet.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests import demo_pictures
+from tests.certificates import Authority
 from tests.daemon import Daemon
 
 pytestmark = pytest.mark.tools
@@ -49,8 +52,8 @@ def missing(needs: Sequence[str]) -> str:
     return f"{', '.join(absent)} is not installed; `make polyglot` does it" if absent else ""
 
 
-def run(command: Sequence[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+def run(command: Sequence[str], folder: Path, **variables: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -89,6 +92,38 @@ def test_each_client_paints_cancels_and_reads_an_error(
             ours = pipe("red apple", num_inference_steps=12, seed=1).images[0]
     with Image.open(tmp_path / "apple.png") as theirs:
         assert np.abs(np.asarray(theirs, dtype=int) - np.asarray(ours, dtype=int)).max() <= 2, "the same as the SDK's"
+
+
+def test_each_client_speaks_tls_and_has_a_certificate_and_a_token(
+    painter: tuple[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    command, folder = painter
+    authority = Authority(tmp_path / "ca.pem")
+    server, shown = authority.issue(tmp_path, "server"), authority.issue(tmp_path, "painter")
+    tokens = tmp_path / "tokens.json"
+    secret = run([sys.executable, "-m", "denoised", "token", "create", "painter", "--file", str(tokens)], tmp_path)
+    options = {"tls-cert": server[0], "tls-key": server[1], "tls-client-ca": authority.path, "tokens-file": tokens}
+    with Daemon(tmp_path / "state", *(f"--{name}={path}" for name, path in options.items())) as guarded:
+        given = {
+            "DENOISED_CA": str(authority.path),
+            "DENOISED_CLIENT_CERT": str(shown[0]),
+            "DENOISED_CLIENT_KEY": str(shown[1]),
+            "DENOISED_TOKEN": secret.strip(),
+        }
+        run([*command, guarded.target, str(tmp_path)], folder, **given)
+        with Image.open(tmp_path / "apple.png") as image:
+            assert demo_pictures.nearest(image, demo_pictures.pictures()) == "red apple"
+        for missing in ("DENOISED_CA", "DENOISED_TOKEN"):
+            done = subprocess.run(
+                [*command, guarded.target, str(tmp_path)],
+                cwd=folder,
+                env=os.environ | given | {missing: ""},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == 1, missing
+            assert ("UNAUTHENTICATED" in done.stderr) == (missing == "DENOISED_TOKEN")
 
 
 def test_a_client_that_finds_nobody_says_so(painter: tuple[tuple[str, ...], Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 // A connection to a daemon, and what its errors say.
 
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 import * as grpc from "@grpc/grpc-js";
@@ -40,7 +41,7 @@ export class Daemon {
   readonly pipelines: PipelineServiceClient;
   readonly generations: GenerationServiceClient;
 
-  constructor(target: string, credentials = grpc.credentials.createInsecure()) {
+  constructor(target: string, credentials = transport()) {
     const options = {
       "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
       "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
@@ -54,6 +55,17 @@ export class Daemon {
     this.pipelines.close();
     this.generations.close();
   }
+}
+
+/**
+ * Plain text, unless the environment names an authority to trust ("system" for the usual ones) or a certificate to show,
+ * as PEM files.
+ */
+export function transport(): grpc.ChannelCredentials {
+  const { DENOISED_CA: ca, DENOISED_CLIENT_CERT: certificate, DENOISED_CLIENT_KEY: key } = process.env;
+  if (!ca && !certificate) return grpc.credentials.createInsecure();
+  const read = (path: string | undefined) => (path ? readFileSync(path) : null);
+  return grpc.credentials.createSsl(ca === "system" ? null : read(ca), read(key), read(certificate));
 }
 
 /** Metadata with the token that the environment names, if it does. */
