@@ -15,7 +15,7 @@ DAY = datetime.timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1; `path` has its own as PEM."""
+    """Signs certificates; `path` has its own as PEM."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,10 +28,10 @@ class Authority:
         )
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, folder: Path, common_name: str) -> tuple[Path, Path]:
-        """Writes `common_name`.crt and .key, over those that are there, and returns their paths."""
+    def issue(self, folder: Path, common_name: str, host: str = "127.0.0.1") -> tuple[Path, Path]:
+        """Writes `common_name`.crt and .key for a host, over those that are there, and returns their paths."""
         key = ec.generate_private_key(ec.SECP256R1())
-        hosts = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        hosts = x509.SubjectAlternativeName([_host(host)])
         certificate = (
             _builder(_name(common_name), self._name, key)
             .add_extension(hosts, critical=False)
@@ -45,6 +45,13 @@ class Authority:
             )
         )
         return paths
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _name(common_name: str) -> x509.Name:

@@ -115,8 +115,11 @@ def is_loopback(target: str) -> bool:
         return False
 
 
-def channel_options(max_message_bytes: int) -> Sequence[tuple[str, Any]]:
+def channel_options(max_message_bytes: int, server_name: str | None) -> Sequence[tuple[str, Any]]:
+    # For a target that is an address, while the certificate is for a name.
+    named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
     return (
+        *named,
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.primary_user_agent", f"denoised-python/{__version__}"),

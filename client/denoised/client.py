@@ -55,6 +55,7 @@ class Client:
         ca: str | os.PathLike[str] | None = None,
         client_cert: str | os.PathLike[str] | None = None,
         client_key: str | os.PathLike[str] | None = None,
+        server_name: str | None = None,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -71,6 +72,7 @@ class Client:
             client_cert: PEM file of the certificate to show, with its chain, where the daemon asks for one. Defaults
                 to the environment's DENOISED_CLIENT_CERT, else none.
             client_key: PEM file of its key. Defaults to the environment's DENOISED_CLIENT_KEY, else none.
+            server_name: The name that the daemon's certificate is for, where that is not the target's.
             timeout: Seconds that a call may take when it does not say so itself. By default loads and generations take
                 as long as they need, and short calls at most a minute.
             credentials: In place of `ca`, `client_cert` and `client_key`: credentials of gRPC.
@@ -85,6 +87,7 @@ class Client:
         self._timeout = timeout
         self._certificates = Certificates.of(ca, client_cert, client_key)
         self._credentials = credentials or self._certificates.credentials()
+        self._server_name = server_name
         self._max_message_bytes = max_message_bytes
         self._metadata = call_metadata(token)
         self._lock = threading.Lock()
@@ -552,7 +555,7 @@ class Client:
             if self._is_closed:
                 raise DenoisedError("This client is closed.", hint="Make a new one.")
             if self._connected is None:
-                options = channel_options(self._max_message_bytes)
+                options = channel_options(self._max_message_bytes, self._server_name)
                 if self._credentials is None:
                     self._channel = grpc.insecure_channel(self.target, options=options)
                 else:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from .client import Client
 from .errors import DaemonUnreachableError, DenoisedError, PipelineNotFoundError, ShuttingDownError
 from .pipeline import Pipeline
-from .targets import addresses
+from .targets import addresses, server_name
 
 # Its daemon is gone, is about to go, or came back without it.
 LOST = (DaemonUnreachableError, ShuttingDownError, PipelineNotFoundError)
@@ -35,11 +35,11 @@ class Fleet:
 
         Args:
             targets: Several targets, as a list or with commas between, or "dns:///host:port" for all addresses of a
-                name, which is looked up again for each load. With TLS list the names that the certificates are for.
+                name, which is looked up again for each load. With TLS their certificates are for that name.
             **options: As for `Client`, for each daemon.
         """
         self._targets = targets
-        self._options = options
+        self._options = {"server_name": server_name(targets), **options}
         self._clients: dict[str, Client] = {}
 
     def __enter__(self) -> Self:

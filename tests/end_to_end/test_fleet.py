@@ -12,6 +12,7 @@ import pytest
 from denoised import targets
 from PIL import Image
 
+from tests.certificates import Authority
 from tests.daemon import Daemon
 
 
@@ -61,9 +62,29 @@ def test_a_fleet_of_which_nobody_answers_is_one_error() -> None:
         fleet.load("demo")
 
 
+def test_certificates_are_for_the_name_whose_addresses_are_used(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca.pem")
+    cert, key = authority.issue(tmp_path, "server", host="localhost")
+    with Daemon(tmp_path / "state", "--tls-cert", str(cert), "--tls-key", str(key)) as daemon:
+        port = daemon.target.rpartition(":")[2]
+        options = {"ca": authority.path, "progress_bar": False, "timeout": 60.0}
+        with denoised.Fleet(f"dns:///localhost:{port}", **options) as fleet:
+            pipe = fleet.load("demo", task="text-to-image")
+            assert pipe.settle().client.target == daemon.target, "an address, not the name"
+            assert pipe("red apple", num_inference_steps=2).images
+        # The certificate says nothing of the address itself.
+        with daemon.client(ca=authority.path) as client, pytest.raises(denoised.DaemonUnreachableError):
+            client.server_info()
+        with daemon.client(ca=authority.path, server_name="localhost") as client:
+            assert client.server_info().version
+
+
 def test_names_stand_for_addresses() -> None:
     assert targets.addresses("dns:///localhost:7") in (["127.0.0.1:7"], ["127.0.0.1:7", "[::1]:7"], ["[::1]:7"])
     assert targets.addresses("one:1, two") == ["one:1", "two:50051"]
     assert targets.addresses(["one"]) == ["one:50051"]
+    assert targets.server_name("dns:///painter.example:7") == "painter.example"
+    assert targets.server_name("painter.example:7") is None
+    assert targets.server_name(["painter.example:7"]) is None
     with pytest.raises(denoised.DaemonUnreachableError):
         targets.addresses("dns:///no-such-name.invalid:1")

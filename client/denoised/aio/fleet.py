@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import DaemonUnreachableError, DenoisedError, PipelineNotFoundError, ShuttingDownError
-from ..targets import addresses
+from ..targets import addresses, server_name
 from .client import AsyncClient
 from .pipeline import AsyncPipeline
 
@@ -34,11 +34,11 @@ class AsyncFleet:
 
         Args:
             targets: Several targets, as a list or with commas between, or "dns:///host:port" for all addresses of a
-                name, which is looked up again for each load. With TLS list the names that the certificates are for.
+                name, which is looked up again for each load. With TLS their certificates are for that name.
             **options: As for `AsyncClient`, for each daemon.
         """
         self._targets = targets
-        self._options = options
+        self._options = {"server_name": server_name(targets), **options}
         self._clients: dict[str, AsyncClient] = {}
 
     async def __aenter__(self) -> Self:
