@@ -193,6 +193,34 @@ def test_top_counts_what_happened_between_two_views() -> None:
     assert "0/s" in console.export_text()
 
 
+def test_top_shows_how_far_generations_are() -> None:
+    def generation(number: int, done: int) -> generation_service_pb2.Generation:
+        is_running = bool(done)
+        state = "STATE_RUNNING" if is_running else "STATE_WAITING"
+        info = generation_service_pb2.Generation(
+            name=f"generations/g{number}",
+            pipeline="pipelines/apples",
+            state=generation_service_pb2.Generation.State.Value(state),
+        )
+        if is_running:
+            info.progress.completed_steps, info.progress.total_steps = done, 30
+        return info
+
+    view = View("here", "1", 1.0, [], [], [generation(0, 0), *(generation(number, number) for number in range(1, 25))])
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(picture(view, view))
+    lines = console.export_text().splitlines()
+    rows = [line.split() for line in lines if line.startswith("g")]
+    assert rows[0] == ["g24", "apples", "running", "█" * 16 + "░" * 4, "24", "of", "30"]
+    assert len(rows) == 20
+    assert any(line.strip() == "and 5 more" for line in lines)
+    short = View("here", "1", 1.0, [], [], [generation(0, 0)])
+    console.print(picture(short, short))
+    text = console.export_text()
+    assert "waiting" in text
+    assert "more" not in text
+
+
 def test_generate_writes_a_picture_and_says_its_seed(daemon: FakeDaemon, tmp_path: Path) -> None:
     run("load", "demo", "--id", "apples")
     path = tmp_path / "apple.png"

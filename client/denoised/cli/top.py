@@ -15,9 +15,13 @@ from rich.text import Text
 
 from ..client import Client
 from ..units import format_bytes
-from ..v1 import pipeline_service_pb2, worker_service_pb2
+from ..v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from .console import ago, bar, until
 from .options import DefaultTarget, Target, Token, connect
+
+# Those that are furthest come first; a longer list would push itself off the screen.
+MAX_GENERATIONS = 20
+BAR_WIDTH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class View:
     time: float
     workers: Sequence[worker_service_pb2.Worker]
     pipelines: Sequence[pipeline_service_pb2.Pipeline]
+    generations: Sequence[generation_service_pb2.Generation] = ()
 
     @classmethod
     def of(cls, client: Client) -> View:
@@ -38,6 +43,8 @@ class View:
             time=time.monotonic(),
             workers=client.workers(),
             pipelines=[pipe.info for pipe in client.pipelines()],
+            # Not those that are over and wait for their callers.
+            generations=[job.info for job in client.generations() if not job.info.HasField("end_time")],
         )
 
 
@@ -47,9 +54,10 @@ def top(
     target: Target = DefaultTarget,
     token: Token = None,
 ) -> None:
-    """Watch devices, pipelines and queues live. Ctrl-C leaves.
+    """Watch devices, pipelines, queues and steps live. Ctrl-C leaves.
 
     CALLS and BATCHES are of the last interval, each second; JOINED is the share of calls that shared a batch then.
+    The generations are those that you may see, the furthest first.
 
     [bold]Example[/bold]
     [cyan]denoised top --once | head -3[/cyan]
@@ -81,7 +89,14 @@ def picture(view: View, before: View) -> RenderableType:
     )
     earlier = {worker.name: worker.engine for worker in before.workers}
     seconds = max(view.time - before.time, 1e-9)
-    return Group(head, Text(), workers_table(view.workers, earlier, seconds), Text(), pipelines_table(view.pipelines))
+    parts: list[RenderableType] = [
+        head,
+        workers_table(view.workers, earlier, seconds),
+        pipelines_table(view.pipelines),
+    ]
+    if view.generations:
+        parts.append(generations_table(view.generations))
+    return Group(*(line for part in parts for line in (part, Text())))
 
 
 def workers_table(
@@ -131,6 +146,25 @@ def pipelines_table(pipelines: Sequence[pipeline_service_pb2.Pipeline]) -> Table
             ago(info.last_use_time),
             until(info.expire_time),
         )
+    return table
+
+
+def generations_table(generations: Sequence[generation_service_pb2.Generation]) -> Table:
+    table = _table("GENERATION", "PIPELINE", "STATE", "STEPS", right=("", "AGE"))
+    ordered = sorted(generations, key=lambda info: -info.progress.completed_steps)
+    for info in ordered[:MAX_GENERATIONS]:
+        done, total = info.progress.completed_steps, info.progress.total_steps
+        state = generation_service_pb2.Generation.State.Name(info.state).removeprefix("STATE_").lower()
+        table.add_row(
+            info.name.removeprefix("generations/"),
+            info.pipeline.removeprefix("pipelines/"),
+            Text(state, "green" if state == "running" else "yellow"),
+            bar(done, total, BAR_WIDTH) if total else "",
+            f"{done} of {total}" if total else "",
+            ago(info.create_time),
+        )
+    if len(ordered) > MAX_GENERATIONS:
+        table.caption, table.caption_justify = f"and {len(ordered) - MAX_GENERATIONS} more", "left"
     return table
 
 
