@@ -175,6 +175,29 @@ ROWS: dict[str, list[Panel]] = {
             "none",
             {f"increase({series('lease_expirations_total')}[$__range])": "{{instance}}"},
         ),
+        Panel(
+            "Generations run again",
+            "reqps",
+            {f"sum by (instance) ({rate('generation_replays_total')})": "{{instance}}"},
+            "Because their worker died.",
+        ),
+        Panel(
+            "Time until a change is on the disk",
+            "s",
+            {
+                quantile(0.5, "journal_write_seconds"): "p50",
+                quantile(0.99, "journal_write_seconds"): "p99",
+            },
+            "Loads, unloads and detached generations wait for it.",
+        ),
+        Panel(
+            "Changes that wait for the disk",
+            "none",
+            {
+                f"sum by (instance) ({series('journal_changes_waiting')})": "{{instance}}",
+                f"sum by (instance) ({rate('journal_failures_total')})": "failed each second {{instance}}",
+            },
+        ),
     ],
 }
 

@@ -14,6 +14,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import IO, Any, TypeAlias, TypeVar
 from denoised.errors import JournalUnavailableError
 
 from . import codec
+from .observer import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,8 @@ class _Job:
 class Journal:
     """Opened by making one, with the state directory; without one it is kept in memory and forgotten."""
 
-    def __init__(self, state_dir: Path | None = None) -> None:
+    def __init__(self, state_dir: Path | None = None, *, observer: Observer | None = None) -> None:
+        self._observer = observer or Observer()
         self._lock = _lock(state_dir) if state_dir else None
         path = str(state_dir / FILE) if state_dir else IN_MEMORY
         try:
@@ -115,7 +118,7 @@ class Journal:
             row = name, kept["last_use_time"], codec.encode(kept)
             sql.execute("INSERT OR REPLACE INTO pipelines (name, last_use_time, data) VALUES (?, ?, ?)", row)
 
-        await self._ask(keep)
+        await self._change(keep)
 
     async def forget_pipeline(self, name: str) -> None:
         def forget(sql: sqlite3.Connection) -> None:
@@ -123,12 +126,12 @@ class Journal:
             sql.execute("INSERT OR REPLACE INTO unloaded (name) VALUES (?)", (name,))
             sql.execute("DELETE FROM unloaded WHERE number <= (SELECT max(number) FROM unloaded) - ?", (MAX_UNLOADED,))
 
-        await self._ask(forget)
+        await self._change(forget)
 
     async def note_uses(self, times: Mapping[str, float]) -> None:
         """When pipelines were used last."""
         rows = [(time, name) for name, time in times.items()]
-        await self._ask(lambda sql: sql.executemany("UPDATE pipelines SET last_use_time = ? WHERE name = ?", rows))
+        await self._change(lambda sql: sql.executemany("UPDATE pipelines SET last_use_time = ? WHERE name = ?", rows))
 
     # Generations
 
@@ -141,7 +144,7 @@ class Journal:
             row = name, codec.encode(data), codec.encode(request) if request else None
             sql.execute("INSERT OR REPLACE INTO generations (name, data, request) VALUES (?, ?, ?)", row)
 
-        await self._ask(keep)
+        await self._change(keep)
 
     async def end_generation(self, name: str, data: Row, events: Sequence[object]) -> int:
         """Forgets its request and keeps its events; returns their size in bytes."""
@@ -152,7 +155,7 @@ class Journal:
             sql.execute("INSERT OR REPLACE INTO generations (name, data, events) VALUES (?, ?, ?)", row)
             return len(text)
 
-        return await self._ask(end)
+        return await self._change(end)
 
     async def events(self, name: str) -> list[tuple[int, Any]]:
         """Of a generation that is over; none where it was forgotten."""
@@ -169,9 +172,21 @@ class Journal:
             # Gives the room back to the disk.
             sql.execute("PRAGMA incremental_vacuum").fetchall()
 
-        await self._ask(forget)
+        await self._change(forget)
 
     # How it works
+
+    async def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Measured, for callers wait until it is on the disk."""
+        asked = time.perf_counter()
+        self._observer.journal_asked()
+        try:
+            return await self._ask(change)
+        except JournalUnavailableError:
+            self._observer.journal_failed()
+            raise
+        finally:
+            self._observer.journal_answered(time.perf_counter() - asked)
 
     async def _ask(self, change: Callable[[sqlite3.Connection], T]) -> T:
         loop = asyncio.get_running_loop()

@@ -36,6 +36,8 @@ class Definition:
 # Calls take from milliseconds to many minutes.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# From a fast disk to one that hardly answers.
+JOURNAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 METHOD = {"method": "the method of the API"}
@@ -203,6 +205,20 @@ STEP_TIME = _define(
     unit="seconds",
     buckets=STEP_SECONDS,
 )
+
+# The journal
+
+JOURNAL_WAITING = _define(
+    "journal_changes_waiting", Kind.GAUGE, "Changes of what has to last that are not on the disk yet."
+)
+JOURNAL_LAG = _define(
+    "journal_write_seconds",
+    Kind.HISTOGRAM,
+    "Time from when a change was asked for to when it was on the disk, or could not be written; callers wait for it.",
+    unit="seconds",
+    buckets=JOURNAL_SECONDS,
+)
+JOURNAL_FAILURES = _define("journal_failures_total", Kind.COUNTER, "Changes that could not be written.")
 
 # The daemon
 

@@ -67,6 +67,9 @@ class Metrics(Observer):
         self._load_phases = self._counter(metric_set.LOAD_PHASE_SECONDS)
         self._expirations = self._counter(metric_set.EXPIRATIONS)
         self._restarts = self._counter(metric_set.RESTARTS)
+        self._journal_waiting = self._gauge(metric_set.JOURNAL_WAITING)
+        self._journal_lag = self._histogram(metric_set.JOURNAL_LAG)
+        self._journal_failures = self._counter(metric_set.JOURNAL_FAILURES)
         self._gauge(metric_set.BUILD_INFO).labels(version, platform.python_version()).set(1)
         self._gauge(metric_set.START_TIME).set(time.time())
         self._reports = Reports(workers)
@@ -151,6 +154,16 @@ class Metrics(Observer):
 
     def worker_restarted(self, worker: str) -> None:
         self._restarts.labels(worker).inc()
+
+    def journal_asked(self) -> None:
+        self._journal_waiting.inc()
+
+    def journal_failed(self) -> None:
+        self._journal_failures.inc()
+
+    def journal_answered(self, seconds: float) -> None:
+        self._journal_waiting.dec()
+        self._journal_lag.observe(seconds)
 
     def _model(self, repo_id: str) -> str:
         model = alias(repo_id)

@@ -61,3 +61,12 @@ class Observer:
 
     def worker_restarted(self, worker: str) -> None:
         """A worker that had died is back."""
+
+    def journal_asked(self) -> None:
+        """A change is to be written into the journal."""
+
+    def journal_failed(self) -> None:
+        """A change could not be written."""
+
+    def journal_answered(self, seconds: float) -> None:
+        """A change is on the disk, or could not be written, so long after it was asked for."""

@@ -98,7 +98,7 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
         metrics_server = _serve_metrics(metrics, settings.metrics_address)
         stack.callback(metrics_server.stop)
         state_dir = settings.state_dir.expanduser().absolute()
-        journal = Journal(state_dir if settings.journal == "disk" else None)
+        journal = Journal(state_dir if settings.journal == "disk" else None, observer=metrics)
         pool = Pool(
             LocalExecutor(workers, start_timeout=settings.start_timeout, worker=worker),
             max_running=settings.max_running,

@@ -13,6 +13,7 @@ from denoised.errors import JournalUnavailableError
 from denoised_server import journal as journal_module
 from denoised_server.journal import FILE, Journal, JournalError
 from denoised_server.messages import Recipe, Spec
+from denoised_server.observer import Observer
 
 KEPT: dict[str, Any] = {"number": 1, "recipe": Recipe(Spec("weights")), "last_use_time": 5.0}
 
@@ -144,4 +145,37 @@ async def test_in_memory_nothing_is_left(tmp_path: Path) -> None:
     journal = Journal()
     await journal.keep_pipeline("pipelines/a", KEPT)
     assert list(await journal.pipelines()) == ["pipelines/a"]
+    await journal.close()
+
+
+async def test_an_observer_hears_how_long_callers_waited_and_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "BUSY_SECONDS", 0.01)
+
+    class Notes(Observer):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def journal_asked(self) -> None:
+            self.heard.append("asked")
+
+        def journal_failed(self) -> None:
+            self.heard.append("failed")
+
+        def journal_answered(self, seconds: float) -> None:
+            assert seconds > 0
+            self.heard.append("answered")
+
+    notes = Notes()
+    journal = Journal(tmp_path, observer=notes)
+    await journal.keep_pipeline("pipelines/a", KEPT)
+    assert notes.heard == ["asked", "answered"]
+    # Questions hold nobody up.
+    await journal.pipelines()
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalUnavailableError):
+            await journal.forget_pipeline("pipelines/a")
+    assert notes.heard == ["asked", "answered", "asked", "failed", "answered"]
     await journal.close()

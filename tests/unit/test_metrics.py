@@ -67,6 +67,15 @@ def test_known_labels_start_at_zero(metrics: Metrics) -> None:
     assert read(metrics, "denoised_build_info", version="1.2.3", python=platform.python_version()) == 1
 
 
+def test_changes_that_wait_for_the_disk_are_seen_while_they_wait(metrics: Metrics) -> None:
+    metrics.journal_asked()
+    assert read(metrics, "denoised_journal_changes_waiting") == 1
+    metrics.journal_answered(0.2)
+    assert read(metrics, "denoised_journal_changes_waiting") == 0
+    assert read(metrics, "denoised_journal_write_seconds_count") == 1
+    assert read(metrics, "denoised_journal_failures_total") == 0
+
+
 def test_what_is_served_is_what_the_set_defines(metrics: Metrics) -> None:
     metrics.worker_reported("workers/0", SNAPSHOT)
     served = {family.name: family for family in metrics.registry.collect()}
