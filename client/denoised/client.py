@@ -32,6 +32,7 @@ from .errors import DenoisedError
 from .generation_stream import GenerationStream
 from .job import Job
 from .manifest import Manifest
+from .patience import ANSWER_SECONDS
 from .pipeline import Pipeline
 from .stream import Stream
 from .units import Ttl, to_duration
@@ -461,8 +462,13 @@ class Client:
         Raises:
             MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
         """
-        check_size(start, self._max_message_bytes)
         limit = self._limit(timeout)
+        if limit is not None and not start.start.request.HasField("timeout"):
+            own = generation_service_pb2.GenerateInteractivelyRequest()
+            own.CopyFrom(start)
+            own.start.request.timeout.CopyFrom(to_duration(limit))
+            start, limit = own, limit + ANSWER_SECONDS
+        check_size(start, self._max_message_bytes)
         conversation: Conversation[generation_service_pb2.GenerateInteractivelyResponse] = Conversation(
             lambda sent, headers: self._stubs().generations.GenerateInteractively(
                 sent, timeout=limit, metadata=(*self._metadata, *headers)

@@ -35,6 +35,7 @@
     │   ├── NeverFitsError
     │   ├── NoRoomError
     │   ├── QueueFullError
+    │   ├── DeadlineUnmeetableError   too many are ahead of it
     │   ├── QuotaExceededError
     │   ├── DeviceOutOfMemoryError
     │   ├── MessageTooLargeError
@@ -45,6 +46,7 @@
     │   ├── JournalUnavailableError   what has to last cannot be written down
     │   └── DaemonUnreachableError    raised by clients; never sent
     ├── DeadlineExceededError (TimeoutError)
+    │   └── DeadlineTooShortError     it takes longer than that, and was not begun
     ├── UnsupportedError (NotImplementedError)    raised by clients; never sent
     └── InternalError
 
@@ -321,6 +323,12 @@ class QueueFullError(ResourceError):
     reason = "QUEUE_FULL"
 
 
+class DeadlineUnmeetableError(ResourceError):
+    """So many are ahead of it that it could not be done in time; it was not begun."""
+
+    reason = "DEADLINE_UNMEETABLE"
+
+
 class QuotaExceededError(ResourceError):
     """The client has reached one of its quotas; `metadata["quota"]` names it."""
 
@@ -380,6 +388,12 @@ class DeadlineExceededError(DenoisedError, TimeoutError):
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"
     __str__ = Exception.__str__
+
+
+class DeadlineTooShortError(DeadlineExceededError):
+    """It takes longer than what is left until the deadline, even with nobody ahead of it; it was not begun."""
+
+    reason = "DEADLINE_TOO_SHORT"
 
 
 class UnsupportedError(DenoisedError, NotImplementedError):

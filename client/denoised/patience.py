@@ -7,6 +7,8 @@ from .errors import DenoisedError
 # The last one repeats. A daemon that is started again takes some ten seconds until it answers.
 PAUSES = (0.1, 0.5, 1.0, 2.0, 4.0)
 TOTAL_SECONDS = 60.0
+# What a daemon has to tell that the time of a generation is up, before the call itself ends.
+ANSWER_SECONDS = 1.0
 
 
 class Patience:

@@ -23,7 +23,7 @@ from .pipeline_adapters import PipelineAdapters
 from .pipeline_settings import PipelineSettings
 from .progress import DenoisingBar, bar_over
 from .result import PipelineOutput
-from .units import Ttl
+from .units import Ttl, to_duration
 from .v1 import adapter_pb2, generation_service_pb2, pipeline_service_pb2
 from .values import from_proto
 
@@ -152,7 +152,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             batching: "allow" lets its calls join those of other generations, which changes the result by rounding
                 only. "forbid" gives the bits that diffusers gives alone in a process.
             priority: Order among waiting generations, higher first, from -100 to 100.
-            timeout: Seconds it may take, waiting included.
+            timeout: Seconds it may take, waiting included. One that the daemon sees it cannot keep is refused at once.
             seed: Starts the random generators, instead of `generator`: one seed, or one per image, from 0 to 2**64 - 1.
                 When neither is given the daemon draws one; the result has it.
             media_type: How PIL images travel: "image/png", "image/jpeg", "image/webp" or "application/x-ndarray" (raw
@@ -174,7 +174,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             InvalidRequestError: An argument is unknown, of the wrong type or out of range, or diffusers refused it.
             PipelineNotFoundError: The pipeline is gone.
             ResourceError: The queue is full or memory ran out.
-            DeadlineExceededError: It took longer than `timeout`.
+            DeadlineExceededError: It took longer than `timeout`, or would have.
             UnavailableError: The daemon or its worker went away.
         """
         call = Call(
@@ -221,6 +221,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         frames_per_second: float | None = None,
         adapters: Adapters | None = None,
         noise_scheduler: NoiseSchedulerLike | None = None,
+        timeout: float | None = None,
         request_id: str = "",
         **kwargs: Any,
     ) -> Job:
@@ -239,6 +240,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             frames_per_second: As for calling.
             adapters: As for calling.
             noise_scheduler: As for calling.
+            timeout: Seconds it may take, waiting included. Defaults to no limit.
             request_id: Makes submitting again safe: the same one, with the same request, is the same generation.
                 Defaults to a fresh one.
             **kwargs: As for calling.
@@ -270,6 +272,8 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         request = call.request
         request.on_disconnect = generation_service_pb2.ON_DISCONNECT_DETACH
         request.request_id = request_id or str(uuid.uuid4())
+        if timeout is not None:
+            request.timeout.CopyFrom(to_duration(timeout, "timeout"))
         name = ""
         with contextlib.closing(iter(self._client.generate(request))) as events:
             for event in events:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 from collections import Counter, deque
 from collections.abc import Hashable
@@ -12,6 +13,7 @@ from typing import Generic, TypeVar
 from denoised.errors import QueueFullError
 
 from .fair_share import FairShare
+from .forecast import UNKNOWN, Cost
 
 T = TypeVar("T", bound=Hashable)
 
@@ -19,6 +21,13 @@ T = TypeVar("T", bound=Hashable)
 RECENT = 32
 MIN_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    client: str
+    began: float
+    cost: Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,7 @@ class _Place(Generic[T]):
     ticket: T
     client: str
     limit: int | None
+    cost: Cost
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -43,7 +53,7 @@ class Admission(Generic[T]):
     def __init__(self, *, max_running: int, max_waiting: int) -> None:
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._running: dict[T, tuple[str, float]] = {}
+        self._running: dict[T, _Running] = {}
         self._alone: set[T] = set()
         self._waiting: list[_Place[T]] = []
         self._arrivals = itertools.count()
@@ -67,11 +77,12 @@ class Admission(Generic[T]):
         limit: int | None = None,
         alone: bool = False,
         again: bool = False,
+        cost: Cost = UNKNOWN,
     ) -> None:
         """Puts a ticket in line; `admit` says when it may run.
 
-        One that is to run `alone` runs with nothing beside it; one that comes `again` was admitted before, and is not
-        refused.
+        `cost` is what is known of how long it will run. One that is to run `alone` runs with nothing beside it; one
+        that comes `again` was admitted before, and is not refused.
         """
         is_full = len(self._running) >= self._max_running and len(self._waiting) >= self._max_waiting
         if is_full and not again:
@@ -81,21 +92,21 @@ class Admission(Generic[T]):
                 retry_after=self._retry_after(),
             )
         share = self._shares.setdefault(priority, FairShare())
-        place = _Place(priority, share.start(client), next(self._arrivals), ticket, client, limit)
+        place = _Place(priority, share.start(client), next(self._arrivals), ticket, client, limit, cost)
         bisect.insort(self._waiting, place, key=lambda place: place.order)
         if alone:
             self._alone.add(ticket)
 
     def admit(self, now: float) -> list[T]:
         """Takes out of the line who may run from now on."""
-        running = Counter(client for client, _ in self._running.values())
+        running = Counter(each.client for each in self._running.values())
         admitted: list[_Place[T]] = []
         for place in self._waiting:
             if not self._has_room_for(place.ticket):
                 break
             if place.limit is None or running[place.client] < place.limit:
                 running[place.client] += 1
-                self._running[place.ticket] = place.client, now
+                self._running[place.ticket] = _Running(place.client, now, place.cost)
                 admitted.append(place)
         for place in admitted:
             self._waiting.remove(place)
@@ -114,8 +125,7 @@ class Admission(Generic[T]):
         """Forgets a ticket that has finished, or that does not want to wait any longer."""
         self._alone.discard(ticket)
         if ticket in self._running:
-            _, began = self._running.pop(ticket)
-            self._durations.append(now - began)
+            self._durations.append(now - self._running.pop(ticket).began)
         else:
             self._waiting = [place for place in self._waiting if place.ticket != ticket]
 
@@ -123,9 +133,43 @@ class Admission(Generic[T]):
         """Everybody in line, with the number of tickets before it."""
         return {place.ticket: position for position, place in enumerate(self._waiting)}
 
+    def waits(self, now: float) -> dict[T, float]:
+        """How long everybody in line is expected to wait, as far as that is known of those before them."""
+        starts = self._starts(now, [place.cost for place in self._waiting])
+        return {place.ticket: start for place, start in zip(self._waiting, starts, strict=False)}
+
+    def wait_of_next(self, now: float, *, priority: int = 0, client: str = "") -> float:
+        """How long a ticket that came now would have to wait; 0 where that is not known."""
+        tick = self._shares[priority].due(client) if priority in self._shares else 0
+        ahead = [place.cost for place in self._waiting if place.order[:2] <= (-priority, tick)]
+        starts = self._starts(now, [*ahead, UNKNOWN])
+        return starts[-1] if len(starts) > len(ahead) else 0.0
+
+    def _starts(self, now: float, costs: list[Cost]) -> list[float]:
+        """When those with these costs start one after the other, in seconds from now, until one cannot be known."""
+        mean = self._mean()
+        free = [0.0] * (self._max_running - len(self._running))
+        for running in self._running.values():
+            usual = running.cost.usual if running.cost.usual is not None else mean
+            if usual is not None:
+                free.append(max(0.0, running.began + usual - now))
+        heapq.heapify(free)
+        starts: list[float] = []
+        for cost in costs:
+            if not free:
+                break
+            starts.append(start := heapq.heappop(free))
+            usual = cost.usual if cost.usual is not None else mean
+            if usual is not None:
+                heapq.heappush(free, start + usual)
+        return starts
+
+    def _mean(self) -> float | None:
+        return sum(self._durations) / len(self._durations) if self._durations else None
+
     def _retry_after(self) -> float:
-        if not self._durations:
+        mean = self._mean()
+        if mean is None:
             return MIN_RETRY_SECONDS
-        mean = sum(self._durations) / len(self._durations)
         # One place in line is free once as many requests as run now have moved up by one.
         return min(max(mean / self._max_running, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)

@@ -16,9 +16,13 @@ class FairShare:
 
     def start(self, client: str) -> int:
         """The tick at which a new request of the client is due; lower goes first."""
-        tick = max(self._now, self._next.get(client, 0))
+        tick = self.due(client)
         self._next[client] = tick + 1
         return tick
+
+    def due(self, client: str) -> int:
+        """The tick at which the next request of the client would be due."""
+        return max(self._now, self._next.get(client, 0))
 
     def serve(self, tick: int) -> None:
         """Moves the present to a request that is being served. Clients that are not ahead of it are forgotten."""

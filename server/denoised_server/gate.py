@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from .admission import Admission
 from .callers import Caller
+from .forecast import Cost
 from .observer import Observer
 
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
     admitted: asyncio.Future[None]
-    moved: Callable[[int], None]
+    moved: Callable[[int, float | None], None]
     position: int = -1
 
 
@@ -36,17 +37,29 @@ class Gate:
     def waiting_count(self) -> int:
         return self._admission.waiting_count
 
+    def wait_of_next(self, *, priority: int, caller: Caller) -> float:
+        """Seconds that one who came now would have to wait; 0 where that is not known."""
+        return self._admission.wait_of_next(time.monotonic(), priority=priority, client=caller.name)
+
     @asynccontextmanager
     async def enter(
-        self, *, priority: int, caller: Caller, moved: Callable[[int], None], alone: bool = False, again: bool = False
+        self,
+        *,
+        priority: int,
+        caller: Caller,
+        cost: Cost,
+        moved: Callable[[int, float | None], None],
+        alone: bool = False,
+        again: bool = False,
     ) -> AsyncIterator[None]:
-        """Waits for a place and holds it; `moved` hears each new position. `alone` and `again` are as for admission.
+        """Waits for a place and holds it; `cost`, `alone` and `again` are as for admission.
 
-        Raises QueueFullError.
+        `moved` hears each new position, and when it is expected to be admitted, in seconds since the epoch. Raises
+        QueueFullError.
         """
         ticket = _Ticket(asyncio.get_running_loop().create_future(), moved)
         client, limit = caller.name, caller.quota.running
-        self._admission.add(ticket, priority=priority, client=client, limit=limit, alone=alone, again=again)
+        self._admission.add(ticket, priority=priority, client=client, limit=limit, alone=alone, again=again, cost=cost)
         try:
             self._advance()
             await ticket.admitted
@@ -60,8 +73,10 @@ class Gate:
             # One that was cancelled this very moment releases its place as soon as it runs.
             if not ticket.admitted.done():
                 ticket.admitted.set_result(None)
-        for ticket, position in self._admission.positions().items():
-            if ticket.position != position:
-                ticket.position = position
-                ticket.moved(position)
+        moved = [item for item in self._admission.positions().items() if item[0].position != item[1]]
+        waits = self._admission.waits(time.monotonic()) if moved else {}
+        for ticket, position in moved:
+            wait = waits.get(ticket)
+            ticket.position = position
+            ticket.moved(position, None if wait is None else time.time() + wait)
         self._observer.queue_changed(self._worker, running=self.running_count, waiting=self.waiting_count)

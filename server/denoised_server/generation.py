@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from denoised.errors import DenoisedError, GenerationCancelledError
+from denoised.errors import DeadlineExceededError, DenoisedError, GenerationCancelledError
 
 from . import codec
 from .callers import DAEMON, Caller
 from .course import CourseNotes
 from .eventlog import EventLog
+from .forecast import UNKNOWN, Cost, Demand
 from .handles import Handle
 from .messages import Finished, Generate, Loaded, Output, Progress, Ready, Recipe, StepEnd
 from .replays import Deaths
@@ -62,9 +63,13 @@ class Started:
 @codec.kept
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The generation waits; so many will run before it."""
+    """The generation waits; so many will run before it.
+
+    When it is expected to start is in seconds since the epoch; None where nobody knows.
+    """
 
     position: int
+    expected_start_time: float | None = field(default=None, compare=False)
 
 
 @codec.kept
@@ -135,7 +140,8 @@ class Generation:
 
     `asked` is the command as it came, `command` the one with seeds. `worker` is empty while it does not run;
     `was_alone` says that its worker died with nothing else running on it; `is_left_for_later` that the next process is
-    to run it. `asking` is the worker that waits for a reply, empty while none does; `hears` says that replies may come.
+    to run it. `demand` and `cost` are what it asks for and what is known of that, once its pipeline is known.
+    `asking` is the worker that waits for a reply, empty while none does; `hears` says that replies may come.
     """
 
     name: str
@@ -161,6 +167,8 @@ class Generation:
     is_left_for_later: bool = False
     asking: str = ""
     hears: bool = True
+    demand: Demand | None = None
+    cost: Cost = UNKNOWN
     _delivered: set[tuple[str, int | None, int]] = field(default_factory=set)
     _task: asyncio.Task[None] | None = None
     _listening: asyncio.Task[None] | None = None
@@ -201,6 +209,14 @@ class Generation:
         """Starts the work, which puts its events into the log; `ended` is called when nothing of it runs any more."""
         self._task = asyncio.create_task(self._run(work), name=self.name)
         self._task.add_done_callback(lambda _: ended())
+        if (left := self.left()) is not None:
+            timer = asyncio.get_running_loop().call_later(left, self._expire)
+            self._task.add_done_callback(lambda _: timer.cancel())
+
+    def left(self) -> float | None:
+        """Seconds until its deadline; None where it has none."""
+        timeout = self.command.timeout
+        return None if timeout is None else max(0.0, self.create_time + timeout - time.time())
 
     def listen(self, listening: Coroutine[Any, Any, None]) -> None:
         """Takes replies for as long as it runs."""
@@ -220,10 +236,10 @@ class Generation:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    def queued(self, position: int) -> None:
+    def queued(self, position: int, expected_start_time: float | None = None) -> None:
         # Whoever has seen steps is not told of queues again, though a replay may have to wait.
         if self.progress is None:
-            self.log.put(Queued(position), at_least=None)
+            self.log.put(Queued(position, expected_start_time), at_least=None)
 
     def advance(self, event: Progress | Output) -> bool:
         """Passes an event on; says whether it is new. A replay begins with what has been seen before."""
@@ -241,6 +257,17 @@ class Generation:
                 self._delivered.add(place)
                 self.log.put(event)
         return True
+
+    def _expire(self) -> None:
+        if self.progress is not None:
+            where = f"after {self.progress.completed_steps} of {self.progress.total_steps} steps"
+        else:
+            where = "before its first step" if self.worker else "while it waited"
+        self.interrupt(
+            DeadlineExceededError(
+                f"The deadline passed {where}.", hint="Allow more time.", metadata={"generation": self.name}
+            )
+        )
 
     async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
         try:

@@ -25,7 +25,7 @@ from denoised.errors import (
     WorkerLostError,
 )
 
-from . import arguments, callers, quotas, request_context
+from . import arguments, callers, forecast, quotas, request_context
 from .admission import MIN_RETRY_SECONDS
 from .background import Background
 from .callers import Caller
@@ -33,6 +33,7 @@ from .course import CourseNotes
 from .detached import Detached
 from .eventlog import Numbered, behind
 from .executor import Executor
+from .forecast import Forecast
 from .gate import Gate
 from .generation import Generation, GenerationEvent, GenerationView, Making, Started, State, Summary, Terms
 from .handles import MAX_REQUEST_ID, Handle
@@ -88,6 +89,7 @@ class Generations:
         self._running: dict[str, Generation] = {}
         self._requests: dict[tuple[str, str], Generation] = {}
         self._refusals = Refusals()
+        self._forecast = Forecast()
         self._last_number = 0
 
     def __bool__(self) -> bool:
@@ -259,10 +261,8 @@ class Generations:
         caller = callers.current()
         self._check(handle, asked, caller)
         self._refusals.check(asked, time.time())
+        self._check_deadline(handle, asked, caller)
         command = asked
-        if terms.detached:
-            # The deadline is the caller's.
-            command = replace(command, timeout=None)
         if command.callbacks:
             command = replace(command, conversation=secrets.token_hex(16))
         if not command.seeds and not command.generators:
@@ -346,9 +346,13 @@ class Generations:
             # Again: before its first load, the pipeline's parameters were not known.
             self._check(handle, command, generation.caller)
             worker, loaded = handle.worker, handle.loaded
+            assert loaded is not None, "what is on a worker was loaded"
+            generation.demand = forecast.demand(command, handle.recipe.spec, loaded)
+            generation.cost = self._forecast.cost(generation.demand, time.monotonic())
             gate = self.gate(worker).enter(
                 priority=command.priority,
                 caller=generation.caller,
+                cost=generation.cost,
                 moved=generation.queued,
                 alone=generation.must_run_alone,
                 again=generation.deaths.count > 0,
@@ -362,7 +366,7 @@ class Generations:
                     self._leave_line(generation)
                     request = request_context.current()
                     request.worker = worker
-                    request.pipeline_class = loaded.pipeline_class if loaded else ""
+                    request.pipeline_class = loaded.pipeline_class
                     queue_seconds = time.monotonic() - began
                     self._observer.generation_admitted(handle.recipe.spec.repo_id, queue_seconds)
                     try:
@@ -400,7 +404,7 @@ class Generations:
     async def _relay(self, generation: Generation, queue_seconds: float) -> None:
         worker, command, handle = generation.worker, generation.command, generation.handle
         if command.timeout is not None:
-            command = replace(command, timeout=command.timeout - (time.time() - generation.create_time))
+            command = replace(command, timeout=generation.left())
         assert handle.loaded is not None, "what runs is on a worker"
         making = Making(command, handle.recipe, handle.loaded, self._ready(worker))
         async with aclosing(self._executor.submit(worker, command)) as events:
@@ -417,6 +421,9 @@ class Generations:
                         generation.log.put(event)
                     case Finished():
                         generation.notes.note(event)
+                        if generation.demand is not None and not command.callbacks:
+                            # With callbacks, most of the time would be the caller's.
+                            self._forecast.learn(generation.demand, event, time.monotonic())
                         summary = Summary(queue_seconds, event, command.seeds, making, generation.deaths.count)
                         generation.log.put(summary)
                     case _:
@@ -426,6 +433,15 @@ class Generations:
         if handle.loaded is not None:
             arguments.check(command, handle.loaded.parameters, max_pixels=self._max_pixels)
             quotas.check_work(caller, command.arguments, handle.loaded.parameters)
+
+    def _check_deadline(self, handle: Handle, command: Generate, caller: Caller) -> None:
+        """Refuses what cannot be done in time, as far as anything is known of it."""
+        if command.timeout is None or handle.loaded is None:
+            return
+        demand = forecast.demand(command, handle.recipe.spec, handle.loaded)
+        gate = self._gates.get(handle.worker)
+        wait = gate.wait_of_next(priority=command.priority, caller=caller) if gate else 0.0
+        forecast.check_deadline(command.timeout, self._forecast.cost(demand, time.monotonic()), wait)
 
     def _leave_line(self, generation: Generation) -> None:
         if generation.is_counted_waiting:

@@ -22,6 +22,8 @@ OUTCOMES = ("ok", "cancelled", *(reason.lower() for reason in BY_REASON))
 REFUSALS = (
     "queue_full",
     "quota_exceeded",
+    "deadline_unmeetable",
+    "deadline_too_short",
     "no_room",
     "never_fits",
     "message_too_large",

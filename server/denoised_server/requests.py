@@ -169,7 +169,8 @@ def update(request: pipeline_service_pb2.UpdatePipelineRequest) -> Change:
     return Change(paths, PipelineSettings(noise, adapter_calls.compact(adapters), features))
 
 
-def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
+def generate(request: generation_service_pb2.GenerateRequest, left: float | None = None) -> Generate:
+    """`left` is what the deadline of the call leaves, in seconds."""
     typed: dict[str, Plain] = {}
     if request.HasField("prompt"):
         typed["prompt"] = request.prompt
@@ -201,20 +202,38 @@ def generate(request: generation_service_pb2.GenerateRequest) -> Generate:
         if request.HasField("noise_scheduler")
         else None,
         adapters=_adapters(request),
+        timeout=_timeout(request, left),
     )
 
 
-def encode_prompt(request: generation_service_pb2.EncodePromptRequest) -> Generate:
+def _timeout(request: generation_service_pb2.GenerateRequest, left: float | None) -> float | None:
+    if request.on_disconnect == generation_service_pb2.ON_DISCONNECT_DETACH:
+        # It goes on when the call is over.
+        left = None
+    if not request.HasField("timeout"):
+        return left
+    own = from_duration(request.timeout)
+    if own <= 0:
+        raise InvalidFieldError.of(
+            "timeout", f"{own:g} s are not greater than zero.", hint="Leave it out for no limit."
+        )
+    return own if left is None else min(own, left)
+
+
+def encode_prompt(request: generation_service_pb2.EncodePromptRequest, left: float | None = None) -> Generate:
     return Generate(
         pipeline=request.pipeline,
         arguments={name: _value(value, name) for name, value in request.arguments.items()},
         forbid_batching=_forbids(request.batching),
         priority=request.priority,
         method="encode_prompt",
+        timeout=left,
     )
 
 
-def start(message: generation_service_pb2.GenerateInteractivelyRequest | None) -> tuple[Generate, Terms]:
+def start(
+    message: generation_service_pb2.GenerateInteractivelyRequest | None, left: float | None
+) -> tuple[Generate, Terms]:
     if message is None or not message.HasField("start"):
         raise InvalidFieldError.of("start", "it is not the first message.", hint="Send it first: it says what to run.")
     callbacks = {
@@ -224,7 +243,7 @@ def start(message: generation_service_pb2.GenerateInteractivelyRequest | None) -
     if not callbacks:
         raise InvalidFieldError.of("start.callbacks", "it is empty.", hint="Name some, or use Generate.")
     request = message.start.request
-    return replace(generate(request), callbacks=callbacks), terms(request)
+    return replace(generate(request, left), callbacks=callbacks), terms(request)
 
 
 async def replies(messages: AsyncIterator[generation_service_pb2.GenerateInteractivelyRequest]) -> AsyncIterator[Reply]:

@@ -141,7 +141,8 @@ def _event(event: GenerationEvent) -> generation_service_pb2.GenerateResponse:
         case Started():
             return pb.GenerateResponse(started=pb.Started(name=event.name, seeds=event.seeds))
         case Queued():
-            return pb.GenerateResponse(queued=pb.Queued(position=event.position))
+            start = None if event.expected_start_time is None else timestamp(event.expected_start_time)
+            return pb.GenerateResponse(queued=pb.Queued(position=event.position, expected_start_time=start))
         case Progress():
             progress = pb.Progress(completed_steps=event.completed_steps, total_steps=event.total_steps)
             return pb.GenerateResponse(progress=progress)

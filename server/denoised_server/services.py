@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -110,7 +109,7 @@ class GenerationService(GenerationServiceServicer):
     async def Generate(
         self, request: generation_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[generation_pb.GenerateResponse]:
-        command = replace(requests.generate(request), timeout=context.time_remaining())
+        command = requests.generate(request, context.time_remaining())
         async with aclosing(self._pool.generate(command, requests.terms(request))) as events:
             async for event in events:
                 yield responses.generate_response(event)
@@ -119,8 +118,7 @@ class GenerationService(GenerationServiceServicer):
         self, request_iterator: AsyncIterator[generation_pb.GenerateInteractivelyRequest], context: Any
     ) -> AsyncIterator[generation_pb.GenerateInteractivelyResponse]:
         messages = aiter(request_iterator)
-        command, terms = requests.start(await anext(messages, None))
-        command = replace(command, timeout=context.time_remaining())
+        command, terms = requests.start(await anext(messages, None), context.time_remaining())
         async with aclosing(self._pool.generate(command, terms, requests.replies(messages))) as events:
             async for event in events:
                 yield responses.interactive_response(event)
@@ -128,7 +126,8 @@ class GenerationService(GenerationServiceServicer):
     async def EncodePrompt(
         self, request: generation_pb.EncodePromptRequest, context: Any
     ) -> generation_pb.EncodePromptResponse:
-        async with aclosing(self._pool.generate(requests.encode_prompt(request))) as events:
+        command = requests.encode_prompt(request, context.time_remaining())
+        async with aclosing(self._pool.generate(command)) as events:
             return responses.encode_prompt_response([entry.event async for entry in events])
 
     async def ResumeGeneration(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from denoised.errors import QueueFullError
 from denoised_server.admission import Admission
+from denoised_server.forecast import Cost
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -197,3 +198,52 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
 TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
 TestAnyOrderOfEvents.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+def test_who_waits_is_told_when_it_will_start_as_far_as_costs_are_known() -> None:
+    line = admission(running=2, waiting=10)
+    for ticket, usual in (("a", 10.0), ("b", 4.0), ("c", 3.0), ("d", 1.0), ("e", 1.0)):
+        line.add(ticket, cost=Cost(usual))
+        line.admit(100)
+    assert line.waits(100) == {"c": 4, "d": 7, "e": 8}
+    assert line.waits(103) == {"c": 1, "d": 4, "e": 5}
+    assert line.wait_of_next(103) == 6
+    assert line.wait_of_next(103, priority=1) == 1
+
+
+def test_one_that_takes_longer_than_usual_is_expected_to_end_any_moment() -> None:
+    line = admission()
+    line.add("a", cost=Cost(2.0))
+    line.admit(0)
+    line.add("b")
+    assert line.waits(5) == {"b": 0}
+
+
+def test_of_what_nothing_is_known_nothing_is_said() -> None:
+    line = admission(waiting=10)
+    fill(line, "a", "b", "c")
+    assert line.waits(0) == {}
+    assert line.wait_of_next(0) == 0
+    line.release("a", 6)
+    line.admit(6)
+    assert line.waits(6) == {"c": 6}
+
+
+def test_a_client_with_few_requests_is_told_that_it_goes_before_those_of_one_with_many() -> None:
+    line = admission(waiting=10)
+    for number in range(5):
+        line.add(f"a{number}", client="a", cost=Cost(1.0))
+        line.admit(0)
+    assert line.wait_of_next(0, client="a") == 5
+    assert line.wait_of_next(0, client="b") == 2
+
+
+def test_asking_how_long_it_would_take_changes_nothing() -> None:
+    line = admission(waiting=10)
+    fill(line, "running")
+    for number in range(2):
+        line.add(f"a{number}", client="a")
+    for _ in range(3):
+        line.wait_of_next(0, client="b")
+    line.add("b0", client="b")
+    assert serve_all(line, "running") == ["a0", "b0", "a1"]

@@ -29,6 +29,7 @@ from ..channel import (
 )
 from ..errors import DenoisedError
 from ..manifest import Manifest
+from ..patience import ANSWER_SECONDS
 from ..units import Ttl, to_duration
 from ..v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from .conversation import AsyncConversation
@@ -461,8 +462,13 @@ class AsyncClient:
         Raises:
             MessageTooLargeError: The request exceeds the client's `max_message_bytes`.
         """
-        check_size(start, self._max_message_bytes)
         limit = self._limit(timeout)
+        if limit is not None and not start.start.request.HasField("timeout"):
+            own = generation_service_pb2.GenerateInteractivelyRequest()
+            own.CopyFrom(start)
+            own.start.request.timeout.CopyFrom(to_duration(limit))
+            start, limit = own, limit + ANSWER_SECONDS
+        check_size(start, self._max_message_bytes)
         conversation: AsyncConversation[generation_service_pb2.GenerateInteractivelyResponse] = AsyncConversation(
             lambda sent, headers: self._stubs().generations.GenerateInteractively(
                 sent, timeout=limit, metadata=(*self._metadata, *headers)

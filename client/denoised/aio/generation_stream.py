@@ -9,7 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from ..errors import DaemonUnreachableError, GenerationNotFoundError, ShuttingDownError
-from ..patience import Patience
+from ..patience import ANSWER_SECONDS, Patience
+from ..units import to_duration
 from ..v1 import generation_service_pb2 as pb
 from .stream import AsyncStream
 
@@ -37,6 +38,10 @@ class AsyncGenerationStream:
         self._seen: set[tuple[Any, ...]] = set()
         self._completed_steps = 0
         self._timeout = timeout
+        # One that goes on without its caller is not ended by the caller's patience.
+        self._limits = (
+            request is not None and not request.HasField("timeout") and request.on_disconnect != pb.ON_DISCONNECT_DETACH
+        )
 
     async def __aiter__(self) -> AsyncGenerator[pb.GenerateResponse, None]:
         patience, began, is_over = Patience(), time.monotonic(), False
@@ -65,6 +70,10 @@ class AsyncGenerationStream:
         if self._name:
             request = pb.ResumeGenerationRequest(name=self._name, after_sequence=self._after)
             return self._start(lambda stubs: stubs.generations.ResumeGeneration, request, timeout)
+        if timeout is not None and self._request is not None and self._limits:
+            # The daemon keeps the time: it says where the generation stood when that ran out.
+            self._request.timeout.CopyFrom(to_duration(timeout))
+            timeout += ANSWER_SECONDS
         return self._start(lambda stubs: stubs.generations.Generate, self._request, timeout)
 
     def _is_new(self, event: pb.GenerateResponse) -> bool:

@@ -190,7 +190,7 @@ def generate(
             "frames_per_second": fps,
         }
         if detach:
-            job = pipe.submit(**arguments)
+            job = pipe.submit(timeout=timeout, **arguments)
             if json:
                 print_json(to_json(job.info))
             else:

@@ -66,6 +66,14 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """UNAVAILABLE: the daemon is shutting down."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 21
     """DEADLINE_EXCEEDED: the caller's deadline passed."""
+    ERROR_REASON_DEADLINE_UNMEETABLE: _ErrorReason.ValueType  # 58
+    """RESOURCE_EXHAUSTED: so many are ahead of the generation that it could not be done before its deadline, and it was
+    not begun; google.rpc.RetryInfo says when it could be.
+    """
+    ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 59
+    """DEADLINE_EXCEEDED: generations of this kind take longer than what is left until the deadline, even with nobody
+    ahead of them, and it was not begun.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 22
     """INTERNAL: a bug in the daemon; its log has the rest under the request id."""
     ERROR_REASON_INVALID_NOISE_SCHEDULER: _ErrorReason.ValueType  # 29
@@ -156,6 +164,14 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 20
 """UNAVAILABLE: the daemon is shutting down."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 21
 """DEADLINE_EXCEEDED: the caller's deadline passed."""
+ERROR_REASON_DEADLINE_UNMEETABLE: ErrorReason.ValueType  # 58
+"""RESOURCE_EXHAUSTED: so many are ahead of the generation that it could not be done before its deadline, and it was
+not begun; google.rpc.RetryInfo says when it could be.
+"""
+ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 59
+"""DEADLINE_EXCEEDED: generations of this kind take longer than what is left until the deadline, even with nobody
+ahead of them, and it was not begun.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 22
 """INTERNAL: a bug in the daemon; its log has the rest under the request id."""
 ERROR_REASON_INVALID_NOISE_SCHEDULER: ErrorReason.ValueType  # 29

@@ -583,6 +583,7 @@ class GenerateRequest(google.protobuf.message.Message):
     ADAPTERS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ON_DISCONNECT_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
     pipeline: builtins.str
     """Required. The pipeline to run, in the form "pipelines/{id}"."""
     prompt: builtins.str
@@ -637,6 +638,13 @@ class GenerateRequest(google.protobuf.message.Message):
         each other. Unset leaves the pipeline's in force.
         """
 
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """How long it may take, waiting and loading included; then it ends at its next step with DEADLINE_EXCEEDED. The
+        deadline of the call counts as well, if it is earlier and the generation is not detached. Greater than zero. Defaults
+        to no limit.
+        """
+
     def __init__(
         self,
         *,
@@ -655,9 +663,10 @@ class GenerateRequest(google.protobuf.message.Message):
         adapters: denoised.v1.adapter_pb2.AdapterSelection | None = ...,
         request_id: builtins.str = ...,
         on_disconnect: global___OnDisconnect.ValueType = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_negative_prompt", b"_negative_prompt"]) -> typing.Literal["negative_prompt"] | None: ...
     @typing.overload
@@ -875,16 +884,23 @@ class Queued(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: builtins.int
+    EXPECTED_START_TIME_FIELD_NUMBER: builtins.int
     position: builtins.int
     """Requests that will run before it; 0 when it is next. Of a pipeline that is not on a device yet, those that wait for
     pipelines on their way there.
     """
+    @property
+    def expected_start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it is expected to start, by the daemon's clock. Unset where too little is known of what is before it."""
+
     def __init__(
         self,
         *,
         position: builtins.int = ...,
+        expected_start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["position", b"position"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected_start_time", b"expected_start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expected_start_time", b"expected_start_time", "position", b"position"]) -> None: ...
 
 global___Queued = Queued
 

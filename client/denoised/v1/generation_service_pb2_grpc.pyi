@@ -29,12 +29,14 @@ class GenerationServiceStub:
 
     The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
     next step, unless `on_disconnect` says otherwise. One whose worker dies is run again, at most twice, with the same
-    seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on pipelines that share components are joined step by step into common batches, which changes
-    an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
-    INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
-    NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
-    DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE, GENERATION_CANCELLED, SHUTTING_DOWN,
-    DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that has to be rebuilt those of LoadPipeline.
+    seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on
+    pipelines that share components are joined step by step into common batches, which changes an output by no more than
+    rounding; `batching` can forbid it. A deadline that cannot be met, as far as earlier generations show, is refused at
+    once. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT, INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED,
+    PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND,
+    SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
+    GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, MESSAGE_TOO_LARGE,
+    and for a pipeline that has to be rebuilt those of LoadPipeline.
     """
 
     GenerateInteractively: grpc.StreamStreamMultiCallable[
@@ -102,12 +104,14 @@ class GenerationServiceAsyncStub:
 
     The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
     next step, unless `on_disconnect` says otherwise. One whose worker dies is run again, at most twice, with the same
-    seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on pipelines that share components are joined step by step into common batches, which changes
-    an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
-    INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
-    NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
-    DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE, GENERATION_CANCELLED, SHUTTING_DOWN,
-    DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that has to be rebuilt those of LoadPipeline.
+    seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on
+    pipelines that share components are joined step by step into common batches, which changes an output by no more than
+    rounding; `batching` can forbid it. A deadline that cannot be met, as far as earlier generations show, is refused at
+    once. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT, INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED,
+    PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND,
+    SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
+    GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, MESSAGE_TOO_LARGE,
+    and for a pipeline that has to be rebuilt those of LoadPipeline.
     """
 
     GenerateInteractively: grpc.aio.StreamStreamMultiCallable[
@@ -177,12 +181,14 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
 
         The generation lives as long as the call: when the caller leaves or its deadline passes, denoising stops at the
         next step, unless `on_disconnect` says otherwise. One whose worker dies is run again, at most twice, with the same
-        seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on pipelines that share components are joined step by step into common batches, which changes
-        an output by no more than rounding; `batching` can forbid it. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT,
-        INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED, PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL,
-        NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS,
-        DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE, GENERATION_CANCELLED, SHUTTING_DOWN,
-        DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, and for a pipeline that has to be rebuilt those of LoadPipeline.
+        seeds; its caller sees each step and each output once. The first event tells the name of the generation. Requests on
+        pipelines that share components are joined step by step into common batches, which changes an output by no more than
+        rounding; `batching` can forbid it. A deadline that cannot be met, as far as earlier generations show, is refused at
+        once. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT, INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED,
+        PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND,
+        SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
+        GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, MESSAGE_TOO_LARGE,
+        and for a pipeline that has to be rebuilt those of LoadPipeline.
         """
 
     @abc.abstractmethod
