@@ -9,6 +9,7 @@ import re
 import sys
 import textwrap
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,6 +19,8 @@ from denoised.errors import InvalidFieldError
 from denoised.units import to_seconds
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .preloads import parse, to_text
 
 PREFIX = "DENOISED_"
 SIZES = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -73,6 +76,11 @@ def _paths(value: object) -> object:
 
 def _names(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _preloads(value: object) -> object:
+    items = value.split(";") if isinstance(value, str) else value
+    return [to_text(item) for item in items if item != ""] if isinstance(items, list | tuple) else value
 
 
 def _state_dir() -> Path:
@@ -175,6 +183,23 @@ class Settings(BaseSettings):
             "otherwise from safetensors files only."
         ),
     ] = False
+    preload: Annotated[
+        list[str],
+        NoDecode,
+        BeforeValidator(_preloads),
+        Field(
+            description="Pipelines that the daemon has before it is ready, pinned and shared with all clients: "
+            "REPO,id=ID,task=TASK,dtype=DTYPE,revision=REVISION,variant=VARIANT, all but the repository optional, or "
+            "tables with repo and these names. In the environment, separated by semicolons."
+        ),
+    ] = Field(default_factory=list)
+    readiness_probe: Annotated[
+        Literal["load", "generate"],
+        Field(
+            description="What makes a preloaded pipeline count as ready: load (that it is live) or generate (that it "
+            "also generates, tried at its start and every 15 seconds while its worker has nothing to do)."
+        ),
+    ] = "load"
     state_dir: Annotated[Path, Field(description="Directory for what outlives the daemon.")] = Field(
         default_factory=_state_dir
     )
@@ -233,6 +258,15 @@ class Settings(BaseSettings):
         Field(ge=1, description="Seconds that one batch of component calls may take until its worker is replaced."),
     ] = 900
     start_timeout: Annotated[Seconds, Field(gt=0, description="Seconds that a worker may take to come up.")] = 120
+
+    @model_validator(mode="after")
+    def _check_preloads(self) -> Self:
+        names = Counter(parse(text).name for text in self.preload)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"preload names {', '.join(twice)} twice; give each an id of its own")
+        if self.readiness_probe == "generate" and not self.preload:
+            raise ValueError("readiness_probe generate needs a preload to generate with")
+        return self
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:

@@ -37,6 +37,7 @@ KEPT = (
     "pinned",
     "owner",
     "shared",
+    "preloaded",
     "loaded",
 )
 
@@ -57,6 +58,7 @@ class Handle:
     empty while no worker holds the weights. While `pins` is above 0 something is using it. One that is `pinned` never
     expires, and is built again at once when it was lost. `is_claimed` says that some caller was told of it, `is_kept`
     that it outlives this process. `owner` is the client that made it; others see and use it only when it is `shared`.
+    `preloaded` says that the configuration declares it.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Handle:
     pinned: bool = False
     owner: str = ""
     shared: bool = False
+    preloaded: bool = False
     state: State = State.LOADING
     worker: str = ""
     loaded: Loaded | None = None

@@ -7,13 +7,14 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 
 from denoised.errors import (
     DenoisedError,
     JournalUnavailableError,
+    PipelineExistsError,
     PipelineNotFoundError,
     PipelineUnloadedError,
     QuotaExceededError,
@@ -21,7 +22,7 @@ from denoised.errors import (
     WorkerLostError,
 )
 
-from . import callers, placement, quotas, recipes, references
+from . import callers, placement, preloads, quotas, recipes, references
 from .background import Background
 from .builds import Builds, Origin, answer
 from .condition import Condition
@@ -46,7 +47,9 @@ from .messages import (
 )
 from .observer import Observer
 from .paging import page
+from .preloads import Preload
 from .probes import Report, judge
+from .readiness import Readiness
 from .retention import Retention
 from .supervision import Supervisor, WorkerRecord, WorkerState
 from .updates import Change as SettingsChange
@@ -99,6 +102,8 @@ class Pool:
         results_ttl: float = 86_400,
         results_bytes: int = 2**30,
         keep_requests: bool = True,
+        preload: Sequence[Preload] = (),
+        trials: bool = False,
         observer: Observer | None = None,
     ) -> None:
         self._executor = executor
@@ -132,6 +137,14 @@ class Pool:
             detached=self._detached,
         )
         self._updates = Updates(executor, bring_back=self._bring_back, missing=self._miss, updated=self._update_handle)
+        self._readiness = Readiness(
+            preload,
+            load=self._preload,
+            is_live=self._is_live,
+            generate=self._try if trials else None,
+            is_busy=lambda name: self._generations.gate(self._handles.get(name).worker).running_count > 0,
+            changed=self._changed,
+        )
         self._unloads: dict[Handle, asyncio.Task[int]] = {}
         self._keeping: dict[Handle, asyncio.Task[JournalUnavailableError | None]] = {}
         self._watchers = Watchers()
@@ -146,26 +159,35 @@ class Pool:
     # Life
 
     async def start(self) -> None:
-        """Returns when every worker is ready, with what the journal kept. Raises what the executor raised."""
+        """Returns when every worker is up, with what the journal kept. Raises what the executor raised."""
         self._handles.restore(await self._journal.pipelines(), await self._journal.unloaded(), time.time())
+        for handle in self._handles:
+            if handle.preloaded and handle.name not in self._readiness.names:
+                handle.preloaded = handle.pinned = False
+                await self._rewrite(handle)
         await self._supervisor.start()
         await self._generations.restore(self._find)
         self._is_started = True
         self._background.spawn(self._expire_for_ever(), name="expiry")
         self._keep_pinned_live()
 
+    async def get_ready(self) -> None:
+        """Returns when every declared pipeline is usable. Raises what is wrong with one that will never be."""
+        await self._readiness.bring_up()
+
     def health(self) -> Report:
         """How the daemon is, and why."""
         return judge(
-            is_started=self._is_started,
+            is_started=self.has_started,
             is_draining=self._is_draining,
             workers={name: record.state for name, record in self._supervisor.workers.items()},
-            preloads={},
+            preloads=self._readiness.standings(),
         )
 
     @property
     def has_started(self) -> bool:
-        return self._is_started
+        """Whether it was ready at some time."""
+        return self._is_started and self._readiness.has_been_ready
 
     @property
     def is_serving(self) -> bool:
@@ -179,6 +201,7 @@ class Pool:
     async def drain(self, grace: float) -> None:
         """Takes no new work, ends what has not begun, and waits so many seconds for the rest."""
         self._is_draining = True
+        await self._readiness.stop()
         self._supervisor.drain()
         for handle in self._handles:
             self._builds.abandon(handle, _shutting_down(), everyone=True)
@@ -196,6 +219,7 @@ class Pool:
         self._is_draining = True
         self._generations.leave_for_later(_shutting_down(), lambda generation: True)
         self._watchers.end(_shutting_down())
+        await self._readiness.stop()
         await self._builds.stop()
         await self._generations.stop()
         await self._background.stop()
@@ -508,6 +532,34 @@ class Pool:
                 logger.error("%s is pinned and could not be brought back: %s", handle.name, error)
                 await asyncio.sleep(KEEP_LIVE_SECONDS)
 
+    async def _preload(self, preload: Preload) -> None:
+        """Returns when a declared pipeline is live and kept; another one of its name goes."""
+        lease = Lease(pipeline_id=preload.name.removeprefix(PREFIX), pinned=True, shared=True)
+        try:
+            handle = await self._hold(preload.spec, lease)
+        except PipelineExistsError:
+            logger.warning("%s is not what the configuration says, and is replaced", preload.name)
+            await self._unload_soon(self._handles.get(preload.name))
+            handle = await self._hold(preload.spec, lease)
+        handle.pinned = handle.shared = handle.preloaded = True
+        await self._rewrite(handle)
+
+    async def _hold(self, spec: Spec, lease: Lease) -> Handle:
+        async with aclosing(self.load(spec, lease)) as events:
+            async for _ in events:
+                pass
+        return self._handles.get(PREFIX + lease.pipeline_id)
+
+    def _is_live(self, name: str) -> bool:
+        return any(handle.name == name and handle.worker and handle.state is State.ACTIVE for handle in self._handles)
+
+    async def _try(self, name: str) -> None:
+        loaded = self._handles.get(name).loaded
+        command = preloads.trial(name, loaded.parameters if loaded else ())
+        async with aclosing(self.generate(command)) as events:
+            async for _ in events:
+                pass
+
     def _lose(self, worker: str) -> None:
         self._generations.lose(worker, is_busy=bool(self._builds.recipes_on(worker)))
         self._handles.lose(worker)
@@ -607,6 +659,7 @@ class Pool:
     def _changed(self) -> None:
         self._census = None
         self._changes.notify()
+        self._readiness.note_change()
         if not self._is_publishing:
             # Once for all changes of this turn of the loop, and under load once for all of a moment: every watcher is
             # told of each, and each generation changes its pipeline more than once.

@@ -22,6 +22,14 @@ class Health(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a pipeline stands that the daemon is to have; `failure` is the reason of an error that will not pass."""
+
+    is_usable: bool
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """How the daemon is, and why, in sentences for people."""
 
@@ -39,27 +47,31 @@ def judge(
     is_started: bool,
     is_draining: bool,
     workers: Mapping[str, WorkerState],
-    preloads: Mapping[str, bool],
-    probe_failure: str = "",
+    preloads: Mapping[str, Standing],
 ) -> Report:
-    """The health of a daemon with these workers, and these pipelines that it is to have and whether it has them.
+    """The health of a daemon with these workers, and these pipelines that it is to have.
 
-    `probe_failure` says why the last generation that was tried for the probe failed; empty where it did not.
+    One without any usable pipeline of those is starting again while they are brought back, and failing when they cannot
+    be.
     """
     if is_draining:
         return Report(Health.DRAINING, ("No new work is taken.",))
     active = [name for name, state in workers.items() if state is WorkerState.ACTIVE]
     lost = [f"{name} is {state}." for name, state in workers.items() if state is not WorkerState.ACTIVE]
-    missing = [f"pipelines/{name} is not loaded." for name, is_there in preloads.items() if not is_there]
+    missing = {name: standing for name, standing in preloads.items() if not standing.is_usable}
+    reasons = (*lost, *(_reason(name, standing) for name, standing in missing.items()))
     if not is_started:
-        return Report(Health.STARTING, (*lost, *missing))
+        return Report(Health.STARTING, reasons)
     if not active:
-        return Report(Health.FAILING, tuple(lost))
-    if probe_failure:
-        return Report(Health.FAILING, (probe_failure, *lost))
+        return Report(Health.FAILING, reasons)
     if missing and len(missing) == len(preloads):
-        return Report(Health.FAILING, (*missing, *lost))
-    return Report(Health.DEGRADED if lost or missing else Health.READY, (*lost, *missing))
+        is_lasting = all(standing.failure for standing in missing.values())
+        return Report(Health.FAILING if is_lasting else Health.STARTING, reasons)
+    return Report(Health.DEGRADED if reasons else Health.READY, reasons)
+
+
+def _reason(name: str, standing: Standing) -> str:
+    return f"{name} does not work: {standing.failure}." if standing.failure else f"{name} is not ready."
 
 
 def answer(path: str, report: Report, *, has_started: bool) -> tuple[int, str] | None:

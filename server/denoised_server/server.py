@@ -25,7 +25,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from . import config, devices, logs, probes
+from . import config, devices, logs, preloads, probes
 from .access import Access
 from .audit import Audit
 from .background import Background
@@ -113,6 +113,8 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
             results_ttl=settings.results_ttl,
             results_bytes=settings.results_bytes,
             keep_requests=settings.keep_requests,
+            preload=[preloads.parse(text) for text in settings.preload],
+            trials=settings.readiness_probe == "generate",
             observer=metrics,
         )
         metrics_server.probe(partial(_probe, asyncio.get_running_loop(), pool))
@@ -130,13 +132,18 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
         reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
         await server.start()
         stack.push_async_callback(server.stop, FLUSH_SECONDS)
-        host, metrics_host = (address.rpartition(":")[0] for address in (settings.address, settings.metrics_address))
-        metrics_at = f"http://{metrics_host}:{metrics_server.port}/metrics"
-        sys.stdout.write(f"denoised ready on {host}:{port}, metrics on {metrics_at}\n")
-        sys.stdout.flush()
+        # Served before, so that probes get an answer and clients may wait with us.
+        if await _unless(stopped, pool.get_ready()):
+            _announce(settings, port, metrics_server.port)
         await stopped.wait()
         logger.info("stopping: what runs has %g s to finish; another signal ends it at once", settings.drain_grace)
         await pool.drain(settings.drain_grace)
+
+
+def _announce(settings: Settings, port: int, metrics_port: int) -> None:
+    host, metrics_host = (address.rpartition(":")[0] for address in (settings.address, settings.metrics_address))
+    sys.stdout.write(f"denoised ready on {host}:{port}, metrics on http://{metrics_host}:{metrics_port}/metrics\n")
+    sys.stdout.flush()
 
 
 def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSettings]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from denoised_server.probes import Health, answer, judge
+from denoised_server.probes import Health, Standing, answer, judge
 from denoised_server.supervision import WorkerState
 
 UP, DOWN, FAILED = WorkerState.ACTIVE, WorkerState.LOST, WorkerState.FAILED
+USABLE, COMING, BROKEN = Standing(True), Standing(False), Standing(False, "DAMAGED_WEIGHTS")
 
 
 @pytest.mark.parametrize(
@@ -21,10 +22,13 @@ UP, DOWN, FAILED = WorkerState.ACTIVE, WorkerState.LOST, WorkerState.FAILED
         ({"workers": {"a": UP, "b": FAILED}}, Health.DEGRADED),
         ({"workers": {"a": DOWN, "b": FAILED}}, Health.FAILING),
         ({"workers": {"a": UP}, "is_draining": True}, Health.DRAINING),
-        ({"workers": {"a": UP}, "preloads": {"p": True, "q": True}}, Health.READY),
-        ({"workers": {"a": UP}, "preloads": {"p": True, "q": False}}, Health.DEGRADED),
-        ({"workers": {"a": UP}, "preloads": {"p": False}}, Health.FAILING),
-        ({"workers": {"a": UP}, "probe_failure": "It makes noise."}, Health.FAILING),
+        ({"workers": {"a": UP}, "preloads": {"p": USABLE, "q": USABLE}}, Health.READY),
+        ({"workers": {"a": UP}, "preloads": {"p": USABLE, "q": COMING}}, Health.DEGRADED),
+        ({"workers": {"a": UP}, "preloads": {"p": USABLE, "q": BROKEN}}, Health.DEGRADED),
+        ({"workers": {"a": UP}, "preloads": {"p": COMING}}, Health.STARTING),
+        ({"workers": {"a": UP}, "preloads": {"p": COMING, "q": BROKEN}}, Health.STARTING),
+        ({"workers": {"a": UP}, "preloads": {"p": BROKEN}}, Health.FAILING),
+        ({"workers": {"a": DOWN}, "preloads": {"p": COMING}}, Health.FAILING),
     ],
 )
 def test_how_the_daemon_is(given: dict[str, Any], health: Health) -> None:
@@ -50,6 +54,11 @@ def test_each_probe_has_its_own_answer(
     assert tuple(one[0] for one in found if one) == statuses
     assert all(one and one[1].startswith(report.health) for one in found)
     assert answer("/metrics", report, has_started=True) is None
+
+
+def test_why_a_pipeline_is_not_there_is_said_without_what_its_error_says() -> None:
+    report = judge(is_started=True, is_draining=False, workers={"a": UP}, preloads={"pipelines/p": BROKEN})
+    assert report.reasons == ("pipelines/p does not work: DAMAGED_WEIGHTS.",)
 
 
 def test_starting_is_alive_and_not_ready() -> None:

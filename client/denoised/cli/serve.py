@@ -94,6 +94,22 @@ def serve(
         Path | None,
         typer.Option(help="Where the daemon keeps what outlives it.", metavar="DIR", rich_help_panel="Files"),
     ] = None,
+    preload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A pipeline to have before the daemon is ready, pinned and shared with all clients. Repeatable.",
+            metavar="REPO[,id=ID,task=TASK,dtype=DTYPE]",
+            rich_help_panel="Pipelines",
+        ),
+    ] = None,
+    readiness_probe: Annotated[
+        str | None,
+        typer.Option(
+            help="What makes a preloaded pipeline ready: that it is live, or that it also generates. Defaults to load.",
+            metavar="load|generate",
+            rich_help_panel="Pipelines",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -118,6 +134,7 @@ def serve(
     [cyan]denoised serve[/cyan]
     [cyan]denoised serve --device cuda --allow-dir /models[/cyan]
     [cyan]denoised serve --address 0.0.0.0:50051 --tls-cert tls.crt --tls-key tls.key --tokens-file tokens.json[/cyan]
+    [cyan]denoised serve --preload demo,id=painter --readiness-probe generate[/cyan]
     [cyan]denoised serve --print-config > denoised.toml[/cyan]
     """
     try:
@@ -137,6 +154,8 @@ def serve(
         "threads": threads,
         "allow_dirs": allow_dir,
         "state_dir": state_dir,
+        "preload": preload,
+        "readiness_probe": readiness_probe,
     }
     overrides = {name: value for name, value in given.items() if value not in (None, [])}
     raise typer.Exit(server.main(overrides, config_file=config, print_config=print_config, verbose=verbose))
