@@ -6,6 +6,7 @@ import importlib
 import io
 import math
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,8 @@ def pack_image(image: Image.Image, media_type: str = "", quality: int = 90) -> A
     buffer = io.BytesIO()
     match media_type:
         case "image/png":
-            image.save(buffer, "PNG", compress_level=1)
+            # Run lengths of what Pillow's filters leave: half the time of level 1, and smaller for photographs.
+            image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
         case "image/jpeg":
             image.convert("RGB").save(buffer, "JPEG", quality=quality)
         case "image/webp":

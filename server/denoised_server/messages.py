@@ -390,13 +390,15 @@ class StepEnd:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One finished output."""
+    """One finished output; with its size in pixels where it is a picture."""
 
     field: str
     index: int
     artifact: Artifact
     seed: int | None = None
     group: int | None = None
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True, slots=True)

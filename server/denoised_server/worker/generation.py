@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
-import inspect
 import logging
 import math
 import re
@@ -13,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from denoised import media
 from denoised.allowance import Allowance
@@ -26,13 +23,14 @@ from denoised.errors import (
 )
 from denoised.fingerprint import fingerprints
 from denoised.values import Artifact, Plain
-from denoised_server.messages import Finished, Generate, NoiseScheduler, Output, Progress, StepEnd
+from denoised_server.messages import Finished, Generate, NoiseScheduler, Progress, StepEnd
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from . import features, noise_schedulers, prompt_encoding, recordings
+from . import features, noise_schedulers, pictures, prompt_encoding, recordings
 from .batches import Costs
 from .callbacks import Callbacks
+from .encoding import Encoding
 from .observations import Observations
 from .quotation import quote
 from .randomness import Randomness
@@ -40,8 +38,6 @@ from .randomness import Randomness
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-# Copied faster than another thread wakes up.
-RAW_BYTES = 1 << 20
 MISSHAPEN = re.compile(r"\b(shapes?|sizes?|dimensions?|channels|dtype)\b")
 
 
@@ -196,70 +192,30 @@ class Generation:
         """What share of its steps is behind it, from 0 to 1."""
         return self._steps.share()
 
-    def is_raw(self, result: Any) -> bool:
-        """Whether encoding it is copying a few numbers."""
-        values = _fields(result).values()
-        arrays = [value for value in values if isinstance(value, torch.Tensor | np.ndarray)]
-        is_plain = self._command.media_type not in recordings.FIELDS.values()
-        is_plain = is_plain and not any(_are_images(value) or _are_videos(value) for value in values)
-        return is_plain and sum(array.nbytes for array in arrays) <= RAW_BYTES
-
     def _step_ended(self, timestep: Any, result: Any) -> Any:
         return self._callbacks.stepped(self._view, timestep, result)
 
-    def encode(self, result: Any, costs: Costs) -> Iterator[Output | Finished]:
-        """Encodes each output; ends with what else there is to say."""
-        began = time.perf_counter()
-        fields: dict[str, Plain] = {}
-        returned = _fields(result)
-        for name, value in returned.items():
-            if value is not None and recordings.FIELDS.get(name) == self._command.media_type:
-                for index, artifact in enumerate(self._recorded(value)):
-                    yield Output(name, index, artifact, self._seed(index))
-            elif _are_images(value):
-                for index, image in enumerate(value):
-                    yield Output(name, index, self._packed(image), self._seed(index))
-            elif _are_videos(value):
-                for group, video in enumerate(value):
-                    for index, image in enumerate(video):
-                        yield Output(name, index, self._packed(image), self._seed(group), group)
-            elif isinstance(value, torch.Tensor | np.ndarray | np.generic):
-                packed = media.pack(value)
-                if isinstance(packed, Artifact):
-                    yield Output(name, 0, packed, self._seed(0))
-                else:
-                    fields[name] = packed
-            else:
-                fields[name] = media.pack(value)
-        yield Finished(
+    def encoding(self, result: Any) -> Encoding:
+        """The outputs that the result is to become."""
+        return Encoding(result, self._command, self._pipeline, self._arguments)
+
+    def finished(self, encoding: Encoding, costs: Costs, encode_seconds: float) -> Finished:
+        """What there is to say when all outputs are there."""
+        return Finished(
             run_seconds=self._run_seconds,
             device_seconds=costs.device_seconds,
-            encode_seconds=time.perf_counter() - began,
+            encode_seconds=encode_seconds,
             calls=costs.calls,
             joined_calls=costs.joined_calls,
             max_joined=costs.max_joined,
             generators=self._advanced(),
-            fields=fields,
-            field_names=tuple(returned),
+            fields=encoding.fields,
+            field_names=encoding.field_names,
             noise_scheduler=self._noise_scheduler(),
             media=self._media,
             adapter_digests=self._adapter_digests,
             phases=costs.phases.runs(),
         )
-
-    def _packed(self, image: Image.Image) -> Artifact:
-        is_file = self._command.media_type in recordings.FIELDS.values()
-        return media.pack_image(image, "" if is_file else self._command.media_type, self._command.quality)
-
-    def _recorded(self, value: Any) -> list[Artifact]:
-        if self._command.media_type == recordings.WAV:
-            return recordings.sounds(value, recordings.sampling_rate(self._pipeline))
-        rate = self._command.frames_per_second
-        parameters = inspect.signature(type(self._pipeline).__call__).parameters
-        for name in ("frame_rate", "fps"):
-            if rate is None and name in parameters:
-                rate = self._arguments.get(name, parameters[name].default)
-        return recordings.videos(value, rate if isinstance(rate, int | float) else recordings.FRAMES_PER_SECOND)
 
     def _noise_scheduler(self) -> NoiseScheduler | None:
         """That of the request, where it brought one: with its whole configuration."""
@@ -272,12 +228,6 @@ class Generation:
         if not self._command.generators:
             return ()
         return tuple((generator.device.type, generator.get_state().numpy().tobytes()) for generator in self._generators)
-
-    def _seed(self, index: int) -> int | None:
-        seeds = self._command.seeds
-        if not seeds:
-            return None
-        return seeds[index] if index < len(seeds) else seeds[0]
 
     def _make_generators(self) -> Iterator[torch.Generator]:
         for seed in self._command.seeds:
@@ -324,7 +274,7 @@ def failure(error: BaseException) -> DenoisedError:
 def _view(pipeline: DiffusionPipeline, steps: Steps, schedulers: dict[int, Any]) -> DiffusionPipeline:
     """The same components under a pipeline object and noise schedulers of the request's own, in sub-pipelines too."""
     view = copy.copy(pipeline)
-    own: dict[str, Any] = {"progress_bar": steps.bar}
+    own: dict[str, Any] = {"progress_bar": steps.bar} | pictures.defer(pipeline)
     for name, value in vars(pipeline).items():
         if isinstance(value, DiffusionPipeline):
             own[name] = _view(value, steps, schedulers)
@@ -338,29 +288,10 @@ def _view(pipeline: DiffusionPipeline, steps: Steps, schedulers: dict[int, Any])
     return view
 
 
-def _fields(result: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(result):
-        # Not as a mapping: diffusers leaves fields that are None out of it.
-        return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    if isinstance(result, Mapping):
-        return dict(result)
-    if not isinstance(result, tuple | list):
-        return {"output": result}
-    return {f"output_{index}": part for index, part in enumerate(result)}
-
-
 def _unpack(value: Plain, allowance: Allowance) -> Any:
     if isinstance(value, Artifact) and value.media_type.startswith("video/"):
         return recordings.frames(value, allowance)
     return media.unpack(value, allowance)
-
-
-def _are_videos(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_are_images(video) for video in value)
-
-
-def _are_images(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Image.Image) for item in value)
 
 
 def _check_mask(arguments: Mapping[str, Any]) -> None:

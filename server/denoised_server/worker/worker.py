@@ -38,7 +38,6 @@ from denoised_server.messages import (
     Heartbeat,
     Load,
     Loaded,
-    Output,
     Ready,
     Recipe,
     Reply,
@@ -60,6 +59,7 @@ from .callbacks import Answer
 from .components import ComponentStore
 from .configuration import configure, with_noise_scheduler
 from .construction import Construction
+from .delivery import Delivery
 from .engine import Cancelled, Engine, Request
 from .fairness import Entrant
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
@@ -75,6 +75,8 @@ logger = logging.getLogger(__name__)
 LIBRARIES = ("diffusers", "peft", "torch", "transformers")
 # Loads that may wait for the Hub at a time; a thread that waits costs nothing.
 MAX_DOWNLOADS = 64
+# Pictures that are decoded or encoded at a time, beside the engine.
+MEDIA_THREADS = min(8, max(2, os.cpu_count() or 2))
 # Seconds.
 RELEASE_PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -133,7 +135,7 @@ class Worker:
         # Apart from the others: a request whose adapter is being fetched keeps nobody waiting but those with others.
         self._adapting = ThreadPoolExecutor(1, "adapters")
         self._controls = ThreadPoolExecutor(1, "control")
-        self._media = ThreadPoolExecutor(2, "media")
+        self._media = ThreadPoolExecutor(MEDIA_THREADS, "media")
         # Requests sleep until theirs is there: it waits for no encoding and no unload.
         self._replies = ThreadPoolExecutor(1, "reply")
 
@@ -403,19 +405,27 @@ class Worker:
                 self._end(task, _bare(error if isinstance(error, Cancelled) else failure(error)))
             return
 
-        def encode() -> Sequence[Event]:
-            last: list[Event] = []
-            with traces.span("encode", task.context.trace, worker=task.context.worker):
-                for event in generation.encode(outcome.value, request.costs):
-                    if last and isinstance(event, Output):
-                        task.emit(last.pop())
-                    last.append(event)
-            return last
-
-        if generation.is_raw(outcome.value):
-            self._answer(task, encode)
+        try:
+            encoding = generation.encoding(outcome.value)
+        except BaseException as raised:
+            self._end(task, _bare(raised))
+            return
+        delivery = Delivery(
+            encoding.jobs,
+            check=partial(self._check_cancelled, task),
+            emit=task.emit,
+            end=partial(self._deliver, task, time.time()),
+            summary=partial(generation.finished, encoding, request.costs),
+        )
+        if encoding.is_light:
+            delivery.run()
         else:
-            self._media.submit(self._answer, task, encode)
+            delivery.start(self._media)
+
+    def _deliver(self, task: _Task, began: float, error: BaseException | None, *last: Event) -> None:
+        traces.record("encode", task.context.trace, began, time.time(), worker=task.context.worker)
+        with request_context.use(task.context):
+            self._end(task, error and _bare(error), *last)
 
     def _watch(self, task: _Task, command: Watch) -> Sequence[Event]:
         last = None
