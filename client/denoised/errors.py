@@ -17,6 +17,7 @@
     │   ├── GenerationNotFoundError (LookupError)
     │   └── GenerationCancelledError
     ├── GenerationInterruptedError    a callback stopped it
+    ├── CallbackTimeoutError (TimeoutError)    no reply to a callback came in time
     ├── LoadError (EnvironmentError, as diffusers raises)
     │   ├── RepoNotFoundError
     │   ├── GatedRepoError
@@ -380,6 +381,14 @@ class JournalUnavailableError(UnavailableError):
 
 class DaemonUnreachableError(UnavailableError):
     """No daemon answers at the target. Raised by clients."""
+
+
+class CallbackTimeoutError(DenoisedError, TimeoutError):
+    """A callback was asked, and its caller did not reply in time."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "CALLBACK_TIMEOUT"
+    __str__ = Exception.__str__
 
 
 class DeadlineExceededError(DenoisedError, TimeoutError):

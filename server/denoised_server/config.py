@@ -244,6 +244,10 @@ class Settings(BaseSettings):
     max_pixels: Annotated[
         int, Field(ge=1, description="Pixels of the largest picture: its height times its width.")
     ] = 16_777_216
+    callback_timeout: Annotated[
+        Seconds,
+        Field(gt=0, description="Seconds that a client may take to reply to a callback; then its generation ends."),
+    ] = 600
     log_format: Annotated[
         Literal["text", "json"], Field(description="How log lines are written: text for people, json for machines.")
     ] = "text"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from denoised.errors import DeadlineExceededError, DenoisedError, GenerationCancelledError
+from denoised.errors import CallbackTimeoutError, DeadlineExceededError, DenoisedError, GenerationCancelledError
 
 from . import codec
 from .callers import DAEMON, Caller
@@ -141,7 +141,7 @@ class Generation:
     `asked` is the command as it came, `command` the one with seeds. `worker` is empty while it does not run;
     `was_alone` says that its worker died with nothing else running on it; `is_left_for_later` that the next process is
     to run it. `demand` and `cost` are what it asks for and what is known of that, once its pipeline is known.
-    `asking` is the worker that waits for a reply, empty while none does; `hears` says that replies may come.
+    `hears` says that replies may come.
     """
 
     name: str
@@ -165,10 +165,11 @@ class Generation:
     was_alone: bool = False
     has_begun: bool = False
     is_left_for_later: bool = False
-    asking: str = ""
     hears: bool = True
     demand: Demand | None = None
     cost: Cost = UNKNOWN
+    _asking: str = ""
+    _overdue: asyncio.TimerHandle | None = None
     _delivered: set[tuple[str, int | None, int]] = field(default_factory=set)
     _task: asyncio.Task[None] | None = None
     _listening: asyncio.Task[None] | None = None
@@ -222,6 +223,24 @@ class Generation:
         """Takes replies for as long as it runs."""
         self._listening = asyncio.create_task(listening)
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether its worker waits for a reply."""
+        return bool(self._asking)
+
+    def ask(self, event: StepEnd, *, patience: float) -> None:
+        """Passes on what its worker waits for a reply to; it ends when none comes for so many seconds."""
+        self._asking = self.worker
+        self._overdue = asyncio.get_running_loop().call_later(patience, self.interrupt, _no_reply(event, patience))
+        self.log.put(event)
+
+    def answered(self) -> str:
+        """The worker that has waited for a reply, and now does not any more; empty where none has."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+        worker, self._asking = self._asking, ""
+        return worker
+
     def interrupt(self, error: DenoisedError) -> None:
         """Ends it now; its readers get the error."""
         self._end(error)
@@ -230,6 +249,7 @@ class Generation:
 
     async def leave(self) -> None:
         """Ends it because nobody waits for it; returns when nothing of it runs any more."""
+        self.answered()
         if self._listening is not None:
             self._listening.cancel()
         if self._task is not None:
@@ -278,6 +298,7 @@ class Generation:
             self._end(None)
 
     def _end(self, error: Exception | None) -> None:
+        self.answered()
         if not self.log.is_ended:
             self.end_time = time.time()
             match error:
@@ -290,3 +311,11 @@ class Generation:
             self.log.end(error)
             if self._listening is not None and self._listening is not asyncio.current_task():
                 self._listening.cancel()
+
+
+def _no_reply(event: StepEnd, patience: float) -> CallbackTimeoutError:
+    return CallbackTimeoutError(
+        f"{event.callback} was asked at step {event.step}, and no reply came for {patience:g} seconds.",
+        hint="Reply sooner, or raise the daemon's setting callback_timeout.",
+        metadata={"step": str(event.step)},
+    )

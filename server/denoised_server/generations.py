@@ -71,6 +71,7 @@ class Generations:
         max_running: int,
         max_waiting: int,
         max_pixels: int,
+        callback_timeout: float,
         detached: Detached,
     ) -> None:
         self._executor = executor
@@ -85,6 +86,7 @@ class Generations:
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._max_pixels = max_pixels
+        self._callback_timeout = callback_timeout
         self._gates: dict[str, Gate] = {}
         self._running: dict[str, Generation] = {}
         self._requests: dict[tuple[str, str], Generation] = {}
@@ -383,8 +385,7 @@ class Generations:
     async def _listen(self, generation: Generation, replies: AsyncIterator[Reply]) -> None:
         try:
             async for reply in replies:
-                worker, generation.asking = generation.asking, ""
-                if not worker:
+                if not (worker := generation.answered()):
                     raise InvalidFieldError.of(
                         "reply", "no callback was asked.", hint="Send one for each `step_end`, after it."
                     )
@@ -393,7 +394,7 @@ class Generations:
                     async for _ in nothing:
                         pass
             generation.hears = False
-            if generation.asking:
+            if generation.is_asking:
                 raise _deaf()
         except DenoisedError as error:
             generation.interrupt(error)
@@ -417,8 +418,7 @@ class Generations:
                     case StepEnd():
                         if not generation.hears:
                             raise _deaf()
-                        generation.asking = worker
-                        generation.log.put(event)
+                        generation.ask(event, patience=self._callback_timeout)
                     case Finished():
                         generation.notes.note(event)
                         if generation.demand is not None and not command.callbacks:

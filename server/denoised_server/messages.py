@@ -362,6 +362,7 @@ class Loaded:
     config: Mapping[str, Plain] = field(default_factory=dict)
     component_configs: Mapping[str, Mapping[str, Plain]] = field(default_factory=dict)
     encode_parameters: tuple[Parameter, ...] = ()
+    callback_tensor_inputs: tuple[str, ...] = ()
     recipe: Recipe | None = None
 
 

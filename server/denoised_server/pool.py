@@ -92,6 +92,7 @@ class Pool:
         max_running: int = 32,
         max_waiting: int = 256,
         max_pixels: int = 16_777_216,
+        callback_timeout: float = 600.0,
         default_ttl: float = 86_400,
         max_ttl: float = 2_592_000,
         start_timeout: float = 120,
@@ -134,6 +135,7 @@ class Pool:
             max_running=max_running,
             max_waiting=max_waiting,
             max_pixels=max_pixels,
+            callback_timeout=callback_timeout,
             detached=self._detached,
         )
         self._updates = Updates(executor, bring_back=self._bring_back, missing=self._miss, updated=self._update_handle)

@@ -103,6 +103,7 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         noise_scheduler=_noise_scheduler(loaded.noise_scheduler if loaded else None),
         configuration=_configuration(loaded) if loaded else None,
         encode_prompt_parameters=[_parameter(each) for each in loaded.encode_parameters] if loaded else (),
+        callback_tensor_inputs=loaded.callback_tensor_inputs if loaded else (),
         pinned=view.pinned,
     )
 

@@ -104,6 +104,7 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
             max_pixels=settings.max_pixels,
+            callback_timeout=settings.callback_timeout,
             default_ttl=min(settings.default_ttl, settings.max_ttl),
             max_ttl=settings.max_ttl,
             start_timeout=settings.start_timeout,

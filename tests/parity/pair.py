@@ -43,18 +43,18 @@ class Pair:
         takes = inspect.signature(type(self.local[task]).__call__).parameters
         return self.family.call(task, takes, index)
 
-    def here(self, task: str, index: int = 0) -> dict[str, Any]:
+    def here(self, task: str, index: int = 0, **more: Any) -> dict[str, Any]:
         """What diffusers returns."""
         # Some draw from torch's own generator too, which the daemon starts from the seed.
         torch.manual_seed(index)
         with torch.no_grad():
-            result = self.local[task](**self.arguments(task, index), generator=seeded(index))
+            result = self.local[task](**self.arguments(task, index) | more, generator=seeded(index))
         return dict(result)
 
-    def there(self, task: str, index: int = 0, *, batching: str) -> denoised.PipelineOutput:
+    def there(self, task: str, index: int = 0, *, batching: str, **more: Any) -> denoised.PipelineOutput:
         """What the daemon returns."""
         pipe: Any = self.remote[task]
-        arguments = self.arguments(task, index)
+        arguments = self.arguments(task, index) | more
         result: denoised.PipelineOutput = pipe(**arguments, generator=seeded(index), batching=batching)
         return result
 

@@ -6,6 +6,7 @@ tolerance. `-k flux` runs the families with that name.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
+from denoised.callbacks import LEGACY, ON_STEP_END, PRIOR
 from denoised_server.worker.families import MAPPINGS
 from diffusers.pipelines import auto_pipeline
 
@@ -23,6 +25,7 @@ from . import table
 from .checkpoints import FAMILIES, NOT_BUILT
 from .checkpoints.family import Family
 from .pair import Pairs, numbers
+from .recorder import Recorder
 
 torch.set_num_threads(1)
 # Pipelines warn about what they themselves call.
@@ -31,6 +34,20 @@ Case: TypeAlias = tuple[Family, str]
 CASES: list[Case] = [(family, task) for family in FAMILIES for task in family.mapped()]
 NAMES = [f"{family}-{task}" for family, task in CASES]
 MAPPING = re.compile(r"AUTO_\w+_PIPELINES_MAPPING")
+# Arguments of `encode_prompt`, for families that take them.
+ENCODED = {
+    "prompt": "a cat",
+    "prompt_2": "a hat",
+    "prompt_3": None,
+    "negative_prompt": "a dog",
+    "device": "cpu",
+    "do_classifier_free_guidance": True,
+    "num_images_per_prompt": 1,
+    "num_waveforms_per_prompt": 1,
+    "max_sequence_length": 32,
+    "grid_h": 4,
+    "grid_w": 4,
+}
 TOGETHER = 3
 # Requests at once may pass each other by: they are sent again until some met.
 ROUNDS = 20
@@ -88,6 +105,52 @@ def test_together_outputs_differ_by_rounding(pairs: Pairs, case: Case) -> None:
         if joined > TOGETHER:
             break
     assert (joined > 0) == family.joins
+
+
+@each_case
+def test_each_callback_is_asked_as_diffusers_asks_it(pairs: Pairs, case: Case) -> None:
+    family, task = case
+    pair = pairs.of(family)
+    call = inspect.unwrap(type(pair.local[task]).__call__)
+    takes = inspect.signature(call).parameters
+    # Some take the older form from their catch-all.
+    older = [LEGACY] if LEGACY in takes or LEGACY in call.__code__.co_consts else []
+    for name in (ON_STEP_END, *({PRIOR} & takes.keys()), *older):
+        here, there = Recorder(), Recorder()
+        period: dict[str, Any] = {"callback_steps": 1} if name == LEGACY else {}
+        if name in takes or name == LEGACY:
+            expected = pair.here(task, **period | {name: here.callback(name)})
+        else:
+            with here.at_steps_of(pair.local[task]):
+                expected = pair.here(task)
+        result = pair.there(task, batching="forbid", **period | {name: there.callback(name)})
+        assert len(here.seen) == len(there.seen) > 0
+        for one, other in zip(here.seen, there.seen, strict=True):
+            np.testing.assert_equal(other, one)
+        for field, value in expected.items():
+            np.testing.assert_equal(numbers(result[field]), numbers(value))
+
+
+@each_case
+def test_prompts_are_encoded_as_diffusers_does(pairs: Pairs, case: Case) -> None:
+    family, task = case
+    pair = pairs.of(family)
+    here, there = pair.local[task], pair.remote[task]
+    if not hasattr(here, "encode_prompt"):
+        with pytest.raises(AttributeError, match="encode_prompt"):
+            there.encode_prompt("a cat")
+        return
+    takes = inspect.signature(here.encode_prompt).parameters
+    usual = pair.arguments(task) | ENCODED
+    arguments = {name: value for name, value in usual.items() if name in takes}
+    with torch.no_grad():
+        expected = here.encode_prompt(**arguments)
+    actual = there.encode_prompt(**arguments, batching="forbid")
+    np.testing.assert_equal(numbers(_listed(actual)), numbers(_listed(expected)))
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _assert_close(actual: Any, expected: Any, family: Family) -> None:

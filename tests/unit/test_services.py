@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from denoised.errors import (
+    CallbackTimeoutError,
     DeadlineExceededError,
     DenoisedError,
     GenerationNotFoundError,
@@ -510,6 +511,18 @@ async def test_a_caller_who_leaves_while_asked_ends_the_generation(daemon: Daemo
     call.cancel()
     await soon(lambda: daemon.executor.cancelled)
     assert await daemon.outcome("GenerateInteractively") == "cancelled"
+
+
+async def test_a_caller_who_does_not_reply_in_time_gives_up_its_place() -> None:
+    async with serving(callback_timeout=0.05, max_running=1) as daemon:
+        name = (await daemon.load()).name
+        call = daemon.generations.GenerateInteractively()
+        await call.write(start(name))
+        error = await fails_with(call, CallbackTimeoutError, "DEADLINE_EXCEEDED")
+        assert "callback_on_step_end was asked at step 0" in error.message
+        await soon(lambda: daemon.executor.cancelled)
+        events = [event async for event in daemon.generate(name)]
+        assert events[-1].HasField("summary")
 
 
 async def test_a_worker_that_dies_while_it_asks_ends_the_call(daemon: Daemon) -> None:

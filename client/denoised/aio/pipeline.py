@@ -379,6 +379,11 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         return list(self._info.parameters)
 
     @property
+    def _callback_tensor_inputs(self) -> list[str]:
+        """What `callback_on_step_end_tensor_inputs` may name; programs for diffusers look here."""
+        return list(self._info.callback_tensor_inputs)
+
+    @property
     def components(self) -> dict[str, LiveComponent]:
         """Its parts by role, with content digest, size and how many pipelines share each; others can be given them."""
         return description.describe_components(self._info)

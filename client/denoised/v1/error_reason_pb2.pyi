@@ -114,6 +114,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """FAILED_PRECONDITION: the backend that is to quantise the weights is not installed where the daemon runs, or does
     not run on its device.
     """
+    ERROR_REASON_CALLBACK_TIMEOUT: _ErrorReason.ValueType  # 63
+    """DEADLINE_EXCEEDED: a callback was asked, and no reply came within the daemon's setting callback_timeout."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -212,4 +214,6 @@ ERROR_REASON_QUANTIZATION_UNAVAILABLE: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION: the backend that is to quantise the weights is not installed where the daemon runs, or does
 not run on its device.
 """
+ERROR_REASON_CALLBACK_TIMEOUT: ErrorReason.ValueType  # 63
+"""DEADLINE_EXCEEDED: a callback was asked, and no reply came within the daemon's setting callback_timeout."""
 global___ErrorReason = ErrorReason

@@ -154,6 +154,7 @@ class Pipeline(google.protobuf.message.Message):
     CONFIGURATION_FIELD_NUMBER: builtins.int
     ENCODE_PROMPT_PARAMETERS_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
+    CALLBACK_TENSOR_INPUTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Output only. The handle, in the form "pipelines/{id}"."""
     source: builtins.str
@@ -232,6 +233,12 @@ class Pipeline(google.protobuf.message.Message):
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[denoised.v1.adapter_pb2.LoadedAdapter]:
         """Output only. The LoRAs that it has loaded, in order; `settings.adapters` has all that was done."""
 
+    @property
+    def callback_tensor_inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Output only. Tensors that `callback_on_step_end` may be asked for at its steps, as `_callback_tensor_inputs` of
+        diffusers' class names them; "latents" alone where that has no callbacks.
+        """
+
     def __init__(
         self,
         *,
@@ -260,9 +267,10 @@ class Pipeline(google.protobuf.message.Message):
         configuration: global___Configuration | None = ...,
         encode_prompt_parameters: collections.abc.Iterable[global___Parameter] | None = ...,
         adapters: collections.abc.Iterable[denoised.v1.adapter_pb2.LoadedAdapter] | None = ...,
+        callback_tensor_inputs: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["configuration", b"configuration", "create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "components", b"components", "configuration", b"configuration", "create_time", b"create_time", "derivations", b"derivations", "encode_prompt_parameters", b"encode_prompt_parameters", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "callback_tensor_inputs", b"callback_tensor_inputs", "components", b"components", "configuration", b"configuration", "create_time", b"create_time", "derivations", b"derivations", "encode_prompt_parameters", b"encode_prompt_parameters", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
 
 global___Pipeline = Pipeline
 

@@ -120,6 +120,14 @@ class Callbacks:
             )
 
 
+def tensor_inputs(pipeline: DiffusionPipeline) -> tuple[str, ...]:
+    """What `callback_on_step_end` may be asked for."""
+    call = inspect.unwrap(cast(Any, type(pipeline)).__call__)
+    if ON_STEP_END not in inspect.signature(call).parameters:
+        return (LATENTS,)
+    return tuple(dict.fromkeys(_tensor_inputs(pipeline)))
+
+
 class Answer:
     """A Reply with its tensors decoded."""
 

@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import diffusers
@@ -88,11 +88,19 @@ def _of_pipelines(name: str) -> Any:
 @functools.cache
 def _pipeline_packages() -> dict[str, str]:
     found: dict[str, str] = {}
-    for module in pkgutil.iter_modules(diffusers.pipelines.__path__, "diffusers.pipelines."):
-        if module.ispkg:
-            names: Iterable[str] = getattr(importlib.import_module(module.name), "_class_to_module", ())
-            found |= dict.fromkeys(names, module.name)
+    for package in _packages(diffusers.pipelines):
+        names: Iterable[str] = getattr(package, "_class_to_module", ())
+        found |= dict.fromkeys(names, package.__name__)
     return found
+
+
+def _packages(package: Any) -> Iterator[Any]:
+    # Those that diffusers has deprecated are one level deeper.
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if module.ispkg:
+            found = importlib.import_module(module.name)
+            yield found
+            yield from _packages(found)
 
 
 def _annotations(pipeline_class: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -122,4 +123,6 @@ def check_options(options: Iterable[str], field: str) -> None:
 
 
 def _is_known_library(name: str) -> bool:
-    return name in LOADABLE_CLASSES or hasattr(pipelines, name)
+    # A module of diffusers may be named by its path, if it is in use.
+    is_own = name.startswith("diffusers.") and name in sys.modules
+    return name in LOADABLE_CLASSES or hasattr(pipelines, name) or is_own

@@ -52,7 +52,7 @@ from denoised_server.request_context import RequestContext
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from . import host_memory, noise_schedulers, overlay, plain_config, prompt_encoding, signature
+from . import callbacks, host_memory, noise_schedulers, overlay, plain_config, prompt_encoding, signature
 from .adapters import Adapted, AdapterStore
 from .batches import Outcome
 from .callbacks import Answer
@@ -507,6 +507,7 @@ def _loaded(live: Live) -> Loaded:
         config=plain_config.of(live.pipeline),
         component_configs=plain_config.of_components(live.pipeline),
         encode_parameters=signature.parameters(pipeline_class, prompt_encoding.METHOD),
+        callback_tensor_inputs=callbacks.tensor_inputs(live.pipeline),
     )
 
 

@@ -5,6 +5,7 @@ from . import (
     cogview,
     deepfloyd,
     flux,
+    glm,
     kandinsky,
     kolors,
     pixart,
@@ -14,6 +15,7 @@ from . import (
     stable_diffusion_3,
     stable_diffusion_xl,
     video,
+    wuerstchen,
 )
 from .family import Family
 
@@ -29,24 +31,22 @@ MODULES = (
     cogview,
     kolors,
     qwen,
+    glm,
     audio,
     video,
+    wuerstchen,
 )
 FAMILIES: list[Family] = [family for module in MODULES for family in module.FAMILIES]
 
 _TORCHVISION = "Its processor needs torchvision, which has to come from where torch came from."
-_PAELLA = "diffusers 0.42 cannot load what it has saved itself: it does not find the class PaellaVQModel."
 
 # Names that no checkpoint is built for, and why.
 NOT_BUILT: dict[str, str] = {
-    "cascade": _PAELLA,
     "cosmos3-omni": "It is mapped to conditions of any kind, for which there is no task here.",
-    "wuerstchen": _PAELLA,
     "flux2": _TORCHVISION,
     "nucleusmoe-image": _TORCHVISION,
     "qwenimage21": _TORCHVISION,
     "qwenimage-edit": _TORCHVISION,
     "qwenimage-edit-plus": _TORCHVISION,
     "qwenimage-layered": _TORCHVISION,
-    "glm_image": "Its processor takes none of the tokenizers that are built here.",
 }

@@ -49,6 +49,14 @@ assert_type(pipe.to("cuda"), Pipeline)
 embeds, negative = pipe.encode_prompt("a cat", timeout=3)
 assert_type(pipe.unload(force=True), int)
 
+controlnet = denoised.ControlNetModel.from_pretrained("lllyasviel/sd-controlnet-canny", torch_dtype="float16")
+assert_type(controlnet, denoised.Component)
+assert_type(denoised.AutoencoderKL.from_pretrained(Path("/models/vae"), subfolder="vae"), denoised.Component)
+assert_type(denoised.DDIMScheduler.from_config(pipe.scheduler.config), denoised.Component)
+kind: type[denoised.Component] = denoised.FluxControlNetModel
+AutoPipelineForText2Image.from_pretrained("demo", controlnet=[controlnet, controlnet], vae=pipe.components["vae"])
+AutoPipelineForImage2Image.from_pipe(pipe, controlnet=controlnet)
+
 with Client("gpu-host:50051", timeout=3) as client, client.load("demo", pipeline_id="x") as other:
     assert_type(other.memory.shared_bytes, int)
     for each in client.pipelines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import denoised
 from denoised import AutoPipelineForImage2Image, AutoPipelineForText2Image, Client, Pipeline, PipelineOutput, aio
 
 pipe = AutoPipelineForText2Image.from_pretrained("demo")
@@ -23,6 +24,12 @@ pipe.name = "x"  # error: misc
 pipe.encode_prompt("a cat", batching="sometimes")  # error: arg-type
 Client(50051)  # error: arg-type
 Client().load("demo", tsk="inpainting")  # error: call-arg
+denoised.ControlNetModel.from_pretrained(3)  # error: arg-type
+denoised.ControlNetModel.from_pretrained("x", subfolder=1)  # error: arg-type
+denoised.ControlNetModel.from_pretrained("x", use_safetensors="yes")  # error: arg-type
+denoised.ControlNetModel("x", name="canny")  # error: call-arg
+denoised.ControlNetModel.from_pretrained("x").parameters()  # error: attr-defined
+net: denoised.ControlNetModel = None  # error: valid-type
 
 
 async def awaited(other: aio.AsyncPipeline) -> None:
