@@ -60,6 +60,13 @@ def _share_or_bytes(value: int | float | str) -> int | float | str:
         return value
     if value <= 0:
         raise ValueError("it is not above 0")
+    return _share_or_none(value)
+
+
+def _share_or_none(value: int | float) -> int | float:
+    """As above, and nothing is possible too."""
+    if value < 0:
+        raise ValueError("it is below 0")
     return value if isinstance(value, float) and value <= 1 else int(value)
 
 
@@ -227,8 +234,29 @@ class Settings(BaseSettings):
         int | float | Auto,
         BeforeValidator(_budget),
         AfterValidator(_share_or_bytes),
-        Field(description="Memory that weights may take on each device: bytes such as 20GiB, a percentage, or auto."),
+        Field(
+            description="Memory that weights may take on each device: bytes such as 20GiB, a percentage, or auto for "
+            "what working_set and headroom leave."
+        ),
     ] = "auto"
+    working_set: Annotated[
+        int | float,
+        BeforeValidator(_budget),
+        AfterValidator(_share_or_none),
+        Field(
+            description="Memory on each device that is for computing and that weights never take: bytes or a "
+            "percentage."
+        ),
+    ] = 0.05
+    headroom: Annotated[
+        int | float,
+        BeforeValidator(_budget),
+        AfterValidator(_share_or_none),
+        Field(
+            description="Memory on each device that nobody is promised, for what cannot be foreseen: bytes or a "
+            "percentage."
+        ),
+    ] = 0.05
     default_ttl: Annotated[
         Seconds, Field(ge=1, description="Seconds that an unused pipeline is kept when its caller does not say.")
     ] = 86_400
@@ -289,13 +317,10 @@ class Settings(BaseSettings):
         """A file that says the same, each setting under what it means."""
         lines = ["# Settings of denoised. Flags and DENOISED_* variables go before this file."]
         for name, field in type(self).model_fields.items():
-            default = _literal(field.get_default(call_default_factory=True))
+            default = _shown(name, field.get_default(call_default_factory=True))
             text = f"{field.description} Default: {default}."
             lines += ["", *textwrap.wrap(text, 118, initial_indent="# ", subsequent_indent="# ")]
-            value = getattr(self, name)
-            if name == "memory_budget" and isinstance(value, float):
-                value = f"{100 * value:g}%"
-            lines.append(f"{name} = {_literal(value)}")
+            lines.append(f"{name} = {_shown(name, getattr(self, name))}")
         return "\n".join(lines) + "\n"
 
 
@@ -347,6 +372,11 @@ def _explain(error: ValidationError) -> str:
         # What is wrong with several settings together names them itself.
         reasons.setdefault(str(problem["loc"][0]) if problem["loc"] else "", []).append(text)
     return "; ".join(f"{name}: {' or '.join(texts)}".removeprefix(": ") for name, texts in reasons.items()) + "."
+
+
+def _shown(name: str, value: object) -> str:
+    is_share = name in ("memory_budget", "working_set", "headroom") and isinstance(value, float)
+    return f'"{100 * float(str(value)):g}%"' if is_share else _literal(value)
 
 
 def _literal(value: object) -> str:

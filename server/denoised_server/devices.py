@@ -12,8 +12,6 @@ from .config import SettingsError
 
 NVIDIA_FOLDER = Path("/proc/driver/nvidia/gpus")
 SMI_SECONDS = 20
-# The rest is for activations.
-AUTO_BUDGET = 0.9
 
 
 def resolve(device: str, workers: int | None) -> list[str]:
@@ -52,12 +50,14 @@ def threads_each(workers: Sequence[str], threads: int | None) -> int:
     return threads or max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0]) // len(workers))
 
 
-def budget_each(setting: int | float | None, workers: Sequence[str]) -> int | float:
-    """What weights may take on each device: bytes, or a share of its memory, which workers on the CPU divide."""
-    if isinstance(setting, int):
-        return setting
-    share = AUTO_BUDGET if setting is None else setting
-    return share / len(workers) if workers[0] == "cpu" else share
+def part_each(workers: Sequence[str]) -> float:
+    """Share of its device's memory that each worker has: workers on the CPU divide it."""
+    return 1 / len(workers) if workers[0] == "cpu" else 1.0
+
+
+def budget_each(setting: int | float, workers: Sequence[str]) -> int | float:
+    """Bytes for each worker as the setting says, or a share of its device's memory, of which it has a part."""
+    return setting if isinstance(setting, int) else setting * part_each(workers)
 
 
 def _count_present() -> int:

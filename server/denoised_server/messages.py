@@ -18,15 +18,16 @@ class WorkerSettings:
     """What one worker needs to know.
 
     `device` is a torch name such as "cpu" or "cuda:0"; `threads` how many threads compute on a CPU; `budget` what
-    weights may take, in bytes or as a float share of the device's memory; `allow_dirs` the directories that weights may
-    be read from; `max_joined` the most requests that one batch may join; `verbose` turns DEBUG logging on; `log_format`
-    is "text" or "json". `max_pixels` bounds each picture that is decoded. `allow_repos`, `pinned_revisions` and
-    `allow_pickle` are the settings of these names.
+    weights may take, `working_set` what is kept for computing and `headroom` what nobody is promised, each in bytes or
+    as a float share of the device's memory; a `budget` of None is what the other two leave of `part`, this worker's
+    share of the device. `allow_dirs` are the directories that weights may be read from; `max_joined` the most requests
+    that one batch may join; `verbose` turns DEBUG logging on; `log_format` is "text" or "json". `max_pixels` bounds
+    each picture that is decoded. `allow_repos`, `pinned_revisions` and `allow_pickle` are the settings of these names.
     """
 
     device: str
     threads: int
-    budget: int | float
+    budget: int | float | None
     allow_dirs: tuple[str, ...]
     state_dir: str
     max_joined: int
@@ -36,6 +37,9 @@ class WorkerSettings:
     allow_repos: tuple[str, ...] = ()
     pinned_revisions: bool = False
     allow_pickle: bool = False
+    working_set: int | float = 0.0
+    headroom: int | float = 0.0
+    part: float = 1.0
 
 
 # What to build
@@ -494,6 +498,32 @@ class MethodStats:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """What a device's memory is used for beside weights, in bytes, and what became of it since its worker started.
+
+    Calls work in `working_set_bytes` now, of which `working_set_budget_bytes` are theirs for sure; the allocator keeps
+    `cached_bytes` that were freed; nobody on the machine uses `free_bytes`; nobody is promised `headroom_bytes`;
+    `evictable_bytes` of weights are idle and may go. `unaccounted_bytes` were in use and in no book when the worker was
+    idle last, `unreclaimed_bytes` are of components that were let go of and are still there. `evictions` counts by
+    reason and by the tier that was left, `recoveries` counts by the rung that helped a call which ran out of memory.
+    `estimate_ratios` observes what was measured over what was estimated, of "weights" and of the "working_set".
+    """
+
+    working_set_bytes: int = 0
+    working_set_budget_bytes: int = 0
+    headroom_bytes: int = 0
+    cached_bytes: int = 0
+    free_bytes: int = 0
+    evictable_bytes: int = 0
+    unaccounted_bytes: int = 0
+    unreclaimed_bytes: int = 0
+    evictions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    eviction_ages: Histogram | None = None
+    recoveries: Mapping[str, int] = field(default_factory=dict)
+    estimate_ratios: Mapping[str, Histogram] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """How a worker is; counts are since it started, sizes in bytes.
 
@@ -516,6 +546,7 @@ class Snapshot:
     step_seconds: Histogram
     methods: tuple[MethodStats, ...] = ()
     device_seconds: Mapping[str, float] = field(default_factory=dict)
+    memory: MemoryStats = MemoryStats()
 
 
 @dataclass(frozen=True, slots=True)

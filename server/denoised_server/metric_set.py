@@ -38,6 +38,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # From a fast disk to one that hardly answers.
 JOURNAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+AGES = (1, 5, 15, 60, 300, 900, 3600, 14_400, 86_400)
+RATIOS = (0.25, 0.5, 0.75, 0.9, 0.98, 1.02, 1.1, 1.25, 1.5, 2, 4)
 STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 METHOD = {"method": "the method of the API"}
@@ -147,7 +149,10 @@ MEMORY = _define(
     WORKER
     | {
         "kind": "`total`, `budget` (what weights may take), `weight`, `reserved` (promised to loads), `process` (what "
-        "the worker's process takes)"
+        "the worker's process takes), `working_set` (what calls work in), `working_set_budget` (what they have for "
+        "sure), `headroom` (promised to nobody), `cached` (freed, and kept by the allocator), `free` (on the device), "
+        "`evictable` (idle weights), `unaccounted` (in use while the worker was idle, and in no book), `unreclaimed` "
+        "(weights that were let go of and are still there)"
     },
     unit="bytes",
 )
@@ -164,6 +169,42 @@ SAVED = _define(
     "Weights that would be held if nothing were shared, less those held. Not there while its worker is not.",
     WORKER,
     unit="bytes",
+)
+
+EVICTIONS = _define(
+    "evictions_total",
+    Kind.COUNTER,
+    "Components that had to leave a tier.",
+    WORKER
+    | {
+        "reason": "`room` (others needed it), `idle` (its `keep_alive` was over) or `out_of_memory`",
+        "tier": "the one that was left: `device` or `host`",
+    },
+)
+EVICTION_AGE = _define(
+    "eviction_age_seconds",
+    Kind.HISTOGRAM,
+    "Time since a component's last use when it was evicted.",
+    WORKER,
+    unit="seconds",
+    buckets=AGES,
+)
+RECOVERIES = _define(
+    "out_of_memory_total",
+    Kind.COUNTER,
+    "Component calls that ran out of memory.",
+    WORKER
+    | {
+        "rung": "what helped: `free_caches`, `evict_idle`, `slice`, `tile`, `split`, `run_alone` or `offload`; `none` "
+        "where nothing did and the generation failed"
+    },
+)
+ESTIMATE_RATIO = _define(
+    "estimate_ratio",
+    Kind.HISTOGRAM,
+    "What memory was taken, over what had been estimated.",
+    WORKER | {"estimate": "`weights` of a load, or the `working_set` of a call"},
+    buckets=RATIOS,
 )
 
 # Engines

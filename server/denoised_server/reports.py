@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -14,6 +15,16 @@ from .messages import Snapshot
 from .views import TIERS
 
 MEMORY_KINDS = ("total", "budget", "weight", "reserved", "process")
+OTHER_MEMORY_KINDS = (
+    "working_set",
+    "working_set_budget",
+    "headroom",
+    "cached",
+    "free",
+    "evictable",
+    "unaccounted",
+    "unreclaimed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +38,15 @@ class _Counts:
     batch_sizes: messages.Histogram | None = None
     step_seconds: messages.Histogram | None = None
     device_seconds: Mapping[str, float] = field(default_factory=dict)
+    # By reason and tier.
+    evictions: Tally[tuple[str, str]] = field(default_factory=Tally)
+    eviction_ages: messages.Histogram | None = None
+    recoveries: Tally[str] = field(default_factory=Tally)
+    estimate_ratios: Mapping[str, messages.Histogram] = field(default_factory=dict)
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> _Counts:
+        memory = snapshot.memory
         return cls(
             calls=snapshot.calls,
             batches=snapshot.batches,
@@ -38,6 +55,12 @@ class _Counts:
             batch_sizes=snapshot.batch_sizes,
             step_seconds=snapshot.step_seconds,
             device_seconds=snapshot.device_seconds,
+            evictions=Tally(
+                {(why, tier): count for why, tiers in memory.evictions.items() for tier, count in tiers.items()}
+            ),
+            eviction_ages=memory.eviction_ages,
+            recoveries=Tally(memory.recoveries),
+            estimate_ratios=memory.estimate_ratios,
         )
 
     def __add__(self, other: _Counts) -> _Counts:
@@ -45,12 +68,20 @@ class _Counts:
             calls=self.calls + other.calls,
             batches=self.batches + other.batches,
             joined_calls=self.joined_calls + other.joined_calls,
-            lone_calls=self.lone_calls + other.lone_calls,
+            lone_calls=_sum(self.lone_calls, other.lone_calls),
             batch_sizes=_add(self.batch_sizes, other.batch_sizes),
             step_seconds=_add(self.step_seconds, other.step_seconds),
             device_seconds={
                 phase: self.device_seconds.get(phase, 0) + other.device_seconds.get(phase, 0)
                 for phase in {*self.device_seconds, *other.device_seconds}
+            },
+            evictions=_sum(self.evictions, other.evictions),
+            eviction_ages=_add(self.eviction_ages, other.eviction_ages),
+            recoveries=_sum(self.recoveries, other.recoveries),
+            estimate_ratios={
+                name: seen
+                for name in {*self.estimate_ratios, *other.estimate_ratios}
+                if (seen := _add(self.estimate_ratios.get(name), other.estimate_ratios.get(name)))
             },
         )
 
@@ -112,6 +143,8 @@ class Reports(Collector):
                 components.add_metric([worker, tier], held[tier])
             for kind in MEMORY_KINDS:
                 memory.add_metric([worker, kind], getattr(snapshot, f"{kind}_bytes"))
+            for kind in OTHER_MEMORY_KINDS:
+                memory.add_metric([worker, kind], getattr(snapshot.memory, f"{kind}_bytes"))
             saved.add_metric(
                 [worker], sum(part.weight_bytes * (len(part.pipelines) - 1) for part in snapshot.components)
             )
@@ -142,20 +175,51 @@ class Reports(Collector):
             for phase, spent in sorted(report.counts.device_seconds.items()):
                 seconds.add_metric([worker, phase], spent)
         yield seconds
+        definition = metric_set.EVICTIONS
+        evictions = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
+        for worker, report in reports:
+            for (reason, tier), times in sorted(report.counts.evictions.items()):
+                evictions.add_metric([worker, reason, tier], times)
+        yield evictions
+        definition = metric_set.RECOVERIES
+        recoveries = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
+        for worker, report in reports:
+            for rung, calls in sorted(report.counts.recoveries.items()):
+                recoveries.add_metric([worker, rung], calls)
+        yield recoveries
 
     def _histograms(self, reports: _Reported) -> Iterator[Metric]:
         histograms: Sequence[tuple[metric_set.Definition, Callable[[_Counts], messages.Histogram | None]]] = (
             (metric_set.BATCH_SIZE, lambda counts: counts.batch_sizes),
             (metric_set.STEP_TIME, lambda counts: counts.step_seconds),
+            (metric_set.EVICTION_AGE, lambda counts: counts.eviction_ages),
         )
         for definition, get in histograms:
             family = HistogramMetricFamily(definition.name, definition.text, labels=list(definition.labels))
             for worker, report in reports:
                 bounds = tuple(map(float, definition.buckets))
                 seen = get(report.counts) or messages.Histogram(bounds, (0,) * len(bounds), 0, 0.0)
-                buckets = [(repr(bound), count) for bound, count in zip(seen.bounds, seen.counts, strict=True)]
-                family.add_metric([worker], [*buckets, ("+Inf", seen.count)], seen.sum)
+                _observe(family, [worker], seen)
             yield family
+        definition = metric_set.ESTIMATE_RATIO
+        ratios = HistogramMetricFamily(definition.name, definition.text, labels=list(definition.labels))
+        for worker, report in reports:
+            for estimate, seen in sorted(report.counts.estimate_ratios.items()):
+                _observe(ratios, [worker, estimate], seen)
+        yield ratios
+
+
+def _observe(family: HistogramMetricFamily, labels: Sequence[str], seen: messages.Histogram) -> None:
+    buckets = [(repr(bound), count) for bound, count in zip(seen.bounds, seen.counts, strict=True)]
+    family.add_metric(labels, [*buckets, ("+Inf", seen.count)], seen.sum)
+
+
+L = TypeVar("L")
+
+
+def _sum(one: Tally[L], other: Tally[L]) -> Tally[L]:
+    """Unlike `+`, with what is zero: a series that is not there has no rate."""
+    return Tally({label: one[label] + other[label] for label in {*one, *other}})
 
 
 def _add(one: messages.Histogram | None, other: messages.Histogram | None) -> messages.Histogram | None:

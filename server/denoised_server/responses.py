@@ -412,6 +412,7 @@ def _without_media(value: Plain) -> Plain:
 
 
 def _memory(snapshot: Snapshot, shared_saved_bytes: int) -> worker_service_pb2.DeviceMemory:
+    memory = snapshot.memory
     return worker_service_pb2.DeviceMemory(
         total_bytes=snapshot.total_bytes,
         budget_bytes=snapshot.budget_bytes,
@@ -419,6 +420,14 @@ def _memory(snapshot: Snapshot, shared_saved_bytes: int) -> worker_service_pb2.D
         reserved_bytes=snapshot.reserved_bytes,
         shared_saved_bytes=shared_saved_bytes,
         process_bytes=snapshot.process_bytes,
+        working_set_bytes=memory.working_set_bytes,
+        working_set_budget_bytes=memory.working_set_budget_bytes,
+        headroom_bytes=memory.headroom_bytes,
+        cached_bytes=memory.cached_bytes,
+        free_bytes=memory.free_bytes,
+        unaccounted_bytes=memory.unaccounted_bytes,
+        evictable_bytes=memory.evictable_bytes,
+        unreclaimed_bytes=memory.unreclaimed_bytes,
     )
 
 

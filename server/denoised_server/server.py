@@ -150,7 +150,7 @@ def _announce(settings: Settings, port: int, metrics_port: int) -> None:
 def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSettings]:
     names = devices.resolve(settings.device, None if settings.workers == "auto" else settings.workers)
     threads = devices.threads_each(names, None if settings.threads == "auto" else settings.threads)
-    budget = devices.budget_each(None if settings.memory_budget == "auto" else settings.memory_budget, names)
+    budget = settings.memory_budget
     state_dir = settings.state_dir.expanduser().absolute()
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,10 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
         WorkerSettings(
             device=name,
             threads=threads,
-            budget=budget,
+            budget=None if isinstance(budget, str) else devices.budget_each(budget, names),
+            working_set=devices.budget_each(settings.working_set, names),
+            headroom=devices.budget_each(settings.headroom, names),
+            part=devices.part_each(names),
             allow_dirs=tuple(str(path.expanduser().resolve()) for path in settings.allow_dirs),
             state_dir=str(state_dir),
             max_joined=settings.max_joined,

@@ -82,4 +82,5 @@ def test_a_budget_is_bytes_or_a_share_of_the_device() -> None:
     assert devices.budget_each(123, ["cuda:0"]) == 123
     assert devices.budget_each(0.5, ["cuda:0", "cuda:1"]) == 0.5
     assert devices.budget_each(0.5, ["cpu", "cpu"]) == 0.25
-    assert devices.budget_each(None, ["cpu"] * 3) == pytest.approx(0.3)
+    assert devices.part_each(["cpu"] * 4) == 0.25
+    assert devices.part_each(["cuda:0", "cuda:1"]) == 1

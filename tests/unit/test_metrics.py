@@ -10,8 +10,8 @@ import pytest
 from denoised.values import Artifact
 from denoised_server.course import extent
 from denoised_server.exposition import MetricsServer
-from denoised_server.messages import HeldComponent, Histogram, MethodStats, Output, Snapshot
-from denoised_server.metric_set import DEFINITIONS
+from denoised_server.messages import HeldComponent, Histogram, MemoryStats, MethodStats, Output, Snapshot
+from denoised_server.metric_set import DEFINITIONS, ESTIMATE_RATIO, EVICTION_AGE
 from denoised_server.metrics import MAX_MODELS, Metrics, alias
 from denoised_server.observer import Course
 from prometheus_client import generate_latest
@@ -39,6 +39,16 @@ SNAPSHOT = Snapshot(
         MethodStats("VAE.decode", 1, 0, {"unmatched": 1}, 0, 0, None, None),
     ),
     device_seconds={"denoise": 1.5},
+    memory=MemoryStats(
+        cached_bytes=400,
+        unaccounted_bytes=-7,
+        evictions={"room": {"device": 2, "host": 0}},
+        eviction_ages=Histogram(tuple(map(float, EVICTION_AGE.buckets)), (0, 1, *(2,) * 7), 2, 17.0),
+        recoveries={"split": 1, "none": 0},
+        estimate_ratios={
+            "weights": Histogram(tuple(map(float, ESTIMATE_RATIO.buckets)), (*(0,) * 4, *(1,) * 7), 1, 0.95),
+        },
+    ),
 )
 
 
@@ -159,6 +169,14 @@ def test_snapshots_show_memory_and_work(metrics: Metrics) -> None:
     assert read(metrics, "denoised_device_memory_bytes", worker="workers/0", kind="budget") == 9_000
     assert read(metrics, "denoised_component_bytes", worker="workers/0", residency="host") == 1_000
     assert read(metrics, "denoised_shared_saved_bytes", worker="workers/0") == 2_000
+    assert read(metrics, "denoised_device_memory_bytes", worker="workers/0", kind="cached") == 400
+    assert read(metrics, "denoised_device_memory_bytes", worker="workers/0", kind="unaccounted") == -7
+    evictions = {"worker": "workers/0", "reason": "room"}
+    assert read(metrics, "denoised_evictions_total", **evictions, tier="device") == 2
+    assert read(metrics, "denoised_evictions_total", **evictions, tier="host") == 0
+    assert read(metrics, "denoised_eviction_age_seconds_bucket", worker="workers/0", le="5.0") == 1
+    assert read(metrics, "denoised_out_of_memory_total", worker="workers/0", rung="split") == 1
+    assert read(metrics, "denoised_estimate_ratio_bucket", worker="workers/0", estimate="weights", le="0.98") == 1
     assert read(metrics, "denoised_engine_device_seconds_total", worker="workers/0", phase="denoise") == 1.5
     assert read(metrics, "denoised_engine_joined_calls_total", worker="workers/0") == 8
     assert read(metrics, "denoised_engine_lone_calls_total", worker="workers/0", reason="unmatched") == 2
@@ -180,6 +198,11 @@ def test_counts_never_fall_when_a_worker_starts_anew(metrics: Metrics) -> None:
     assert read(metrics, "denoised_engine_calls_total", worker="workers/0") == 12
     assert read(metrics, "denoised_batch_size_count", worker="workers/0") == 8
     assert read(metrics, "denoised_batch_size_bucket", worker="workers/0", le="1.0") == 2
+    assert read(metrics, "denoised_evictions_total", worker="workers/0", reason="room", tier="device") == 4
+    assert read(metrics, "denoised_evictions_total", worker="workers/0", reason="room", tier="host") == 0
+    assert read(metrics, "denoised_eviction_age_seconds_sum", worker="workers/0") == 34
+    assert read(metrics, "denoised_out_of_memory_total", worker="workers/0", rung="none") == 0
+    assert read(metrics, "denoised_estimate_ratio_count", worker="workers/0", estimate="weights") == 2
     assert read(metrics, "denoised_worker_restarts_total", worker="workers/0") == 1
 
 

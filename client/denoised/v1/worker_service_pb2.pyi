@@ -134,6 +134,14 @@ class DeviceMemory(google.protobuf.message.Message):
     RESERVED_BYTES_FIELD_NUMBER: builtins.int
     SHARED_SAVED_BYTES_FIELD_NUMBER: builtins.int
     PROCESS_BYTES_FIELD_NUMBER: builtins.int
+    WORKING_SET_BYTES_FIELD_NUMBER: builtins.int
+    WORKING_SET_BUDGET_BYTES_FIELD_NUMBER: builtins.int
+    HEADROOM_BYTES_FIELD_NUMBER: builtins.int
+    CACHED_BYTES_FIELD_NUMBER: builtins.int
+    FREE_BYTES_FIELD_NUMBER: builtins.int
+    UNACCOUNTED_BYTES_FIELD_NUMBER: builtins.int
+    EVICTABLE_BYTES_FIELD_NUMBER: builtins.int
+    UNRECLAIMED_BYTES_FIELD_NUMBER: builtins.int
     total_bytes: builtins.int
     """What the device has; on the CPU, what the machine has."""
     budget_bytes: builtins.int
@@ -146,6 +154,24 @@ class DeviceMemory(google.protobuf.message.Message):
     """Weights that would be held if nothing were shared, less those held."""
     process_bytes: builtins.int
     """Memory of the worker's process: its resident set on the CPU, what the allocator holds on a GPU."""
+    working_set_bytes: builtins.int
+    """What component calls work in at this moment, beside the weights."""
+    working_set_budget_bytes: builtins.int
+    """What weights never take, so that calls have it for sure."""
+    headroom_bytes: builtins.int
+    """What neither weights nor calls are promised."""
+    cached_bytes: builtins.int
+    """What was freed and the allocator keeps for later."""
+    free_bytes: builtins.int
+    """What nobody uses, other programs on the device included."""
+    unaccounted_bytes: builtins.int
+    """What was in use when the worker was idle last, and is in no book: what it took since it started, less the weights.
+    Libraries' own tables are some of it. Below 0 where the books have more than there is.
+    """
+    evictable_bytes: builtins.int
+    """Weights that are idle, and go when others need their room."""
+    unreclaimed_bytes: builtins.int
+    """Weights that were let go of and are still there, because something refers to them."""
     def __init__(
         self,
         *,
@@ -155,8 +181,16 @@ class DeviceMemory(google.protobuf.message.Message):
         reserved_bytes: builtins.int = ...,
         shared_saved_bytes: builtins.int = ...,
         process_bytes: builtins.int = ...,
+        working_set_bytes: builtins.int = ...,
+        working_set_budget_bytes: builtins.int = ...,
+        headroom_bytes: builtins.int = ...,
+        cached_bytes: builtins.int = ...,
+        free_bytes: builtins.int = ...,
+        unaccounted_bytes: builtins.int = ...,
+        evictable_bytes: builtins.int = ...,
+        unreclaimed_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["budget_bytes", b"budget_bytes", "process_bytes", b"process_bytes", "reserved_bytes", b"reserved_bytes", "shared_saved_bytes", b"shared_saved_bytes", "total_bytes", b"total_bytes", "weight_bytes", b"weight_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget_bytes", b"budget_bytes", "cached_bytes", b"cached_bytes", "evictable_bytes", b"evictable_bytes", "free_bytes", b"free_bytes", "headroom_bytes", b"headroom_bytes", "process_bytes", b"process_bytes", "reserved_bytes", b"reserved_bytes", "shared_saved_bytes", b"shared_saved_bytes", "total_bytes", b"total_bytes", "unaccounted_bytes", b"unaccounted_bytes", "unreclaimed_bytes", b"unreclaimed_bytes", "weight_bytes", b"weight_bytes", "working_set_budget_bytes", b"working_set_budget_bytes", "working_set_bytes", b"working_set_bytes"]) -> None: ...
 
 global___DeviceMemory = DeviceMemory
 

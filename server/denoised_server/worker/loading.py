@@ -39,6 +39,7 @@ from .construction import Construction
 from .downloads import Downloads
 from .dtypes import Dtypes
 from .ledger import Ledger
+from .memory_counts import MemoryCounts
 from .overrides import Weightless
 from .parts import DIFFUSERS_DTYPE, Part
 from .quantization import Quantization
@@ -95,9 +96,10 @@ class Loader:
         adapters: AdapterStore,
         construction: Construction,
         device: torch.device,
+        counts: MemoryCounts,
     ) -> None:
         self._store, self._ledger, self._sources, self._adapters = store, ledger, sources, adapters
-        self._construction, self._device = construction, device
+        self._construction, self._device, self._counts = construction, device, counts
         self._digests = Digests(sources.hub_cache)
 
     def fetch(
@@ -346,6 +348,7 @@ class Loader:
             check_cancelled()
             progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
             self._hold(user, pipeline, weighing, measured)
+            self._counts.estimated("weights", plan.new_bytes, sum(measured.values()))
         finally:
             self._ledger.settle(reservation, measured)
         return pipeline

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import diffusers.utils.logging
-import psutil
 import torch
 import transformers.utils.logging
 from denoised import traces
@@ -36,8 +35,10 @@ from denoised_server.messages import (
     Failed,
     Generate,
     Heartbeat,
+    HeldComponent,
     Load,
     Loaded,
+    MemoryStats,
     Ready,
     Recipe,
     Reply,
@@ -54,17 +55,20 @@ from torch import nn
 
 from . import callbacks, host_memory, noise_schedulers, overlay, plain_config, prompt_encoding, signature
 from .adapters import Adapted, AdapterStore
+from .balance import Balance
 from .batches import Outcome
 from .callbacks import Answer
 from .components import ComponentStore
 from .configuration import configure, with_noise_scheduler
 from .construction import Construction
 from .delivery import Delivery
+from .device_memory import DeviceMemory
 from .engine import Cancelled, Engine, Request
 from .fairness import Entrant
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
 from .ledger import Ledger
 from .loading import Live, Loader, Wanted
+from .memory_counts import MemoryCounts
 from .observations import Observations
 from .overrides import bring_weights
 from .sources import EMBEDDED, Sources
@@ -109,10 +113,17 @@ class Worker:
         self._construction = construction = Construction()
         construction.install()
         self._device, self._max_pixels = torch.device(settings.device), settings.max_pixels
-        self._total_bytes = _total_bytes(self._device)
-        share = isinstance(settings.budget, float)
-        budget = int(settings.budget * self._total_bytes) if share else settings.budget
-        self._store, self._ledger = ComponentStore(), Ledger(int(budget))
+        self._memory = DeviceMemory(self._device)
+        self._total_bytes = self._memory.total_bytes
+        self._store = ComponentStore()
+        self._ledger = Ledger.of_device(
+            self._total_bytes,
+            weights=settings.budget,
+            working_set=settings.working_set,
+            headroom=settings.headroom,
+            part=settings.part,
+        )
+        self._memory_counts = MemoryCounts()
         sources = Sources(
             settings.allow_dirs,
             repos=settings.allow_repos,
@@ -120,7 +131,9 @@ class Worker:
             allow_pickle=settings.allow_pickle,
         )
         self._adapters = AdapterStore(self._store, self._ledger, sources, construction)
-        self._loader = Loader(self._store, self._ledger, sources, self._adapters, construction, self._device)
+        self._loader = Loader(
+            self._store, self._ledger, sources, self._adapters, construction, self._device, self._memory_counts
+        )
         self._engine = Engine(construction, max_joined=settings.max_joined, device=self._device)
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
@@ -138,6 +151,7 @@ class Worker:
         self._media = ThreadPoolExecutor(MEDIA_THREADS, "media")
         # Requests sleep until theirs is there: it waits for no encoding and no unload.
         self._replies = ThreadPoolExecutor(1, "reply")
+        self._balance = Balance(self._memory.allocated_bytes)
 
     def ready(self) -> Ready:
         cuda = self._device.type == "cuda"
@@ -450,14 +464,14 @@ class Worker:
             task.emit(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        counts = self._engine.batches.counts
+        counts, held = self._engine.batches.counts, self._store.snapshot()
         return Snapshot(
             total_bytes=self._total_bytes,
             budget_bytes=self._ledger.budget_bytes,
             weight_bytes=self._ledger.weight_bytes,
             reserved_bytes=self._ledger.reserved_bytes,
-            process_bytes=_process_bytes(self._device),
-            components=self._store.snapshot(),
+            process_bytes=self._memory.process_bytes,
+            components=held,
             calls=counts["calls"],
             batches=counts["batches"],
             joined_calls=counts["joined_calls"],
@@ -467,7 +481,36 @@ class Worker:
             batch_sizes=self._engine.batches.sizes.histogram(),
             step_seconds=self._step_seconds.histogram(),
             device_seconds=dict(self._engine.batches.device_seconds),
+            memory=self._memory_stats(held),
         )
+
+    def _memory_stats(self, held: Sequence[HeldComponent]) -> MemoryStats:
+        # On the CPU, what is in the host's memory comes from the same allocator.
+        tiers = ("device", "host") if self._device.type == "cpu" else ("device",)
+        booked = sum(part.weight_bytes for part in held if part.residency in tiers)
+        if self._balance.strike(self._memory.allocated_bytes, booked, is_idle=self._is_idle(), now=time.monotonic()):
+            logger.warning(
+                "%d bytes are in use beside %d bytes of weights, and in no book",
+                self._balance.unaccounted_bytes,
+                booked,
+            )
+        counts = self._memory_counts
+        return MemoryStats(
+            working_set_bytes=self._balance.working_set_bytes,
+            working_set_budget_bytes=self._ledger.working_set_bytes,
+            headroom_bytes=self._ledger.headroom_bytes,
+            cached_bytes=self._memory.cached_bytes,
+            free_bytes=self._memory.free_bytes,
+            unaccounted_bytes=self._balance.unaccounted_bytes,
+            evictions=counts.evictions,
+            eviction_ages=counts.eviction_ages,
+            recoveries=counts.recoveries,
+            estimate_ratios=counts.estimate_ratios,
+        )
+
+    def _is_idle(self) -> bool:
+        with self._lock:
+            return all(isinstance(task.command, Watch | Beat) for task in self._tasks.values())
 
 
 def _is_plain(value: Plain) -> bool:
@@ -509,18 +552,6 @@ def _loaded(live: Live) -> Loaded:
         encode_parameters=signature.parameters(pipeline_class, prompt_encoding.METHOD),
         callback_tensor_inputs=callbacks.tensor_inputs(live.pipeline),
     )
-
-
-def _total_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
-
-
-def _process_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.memory_reserved(device))
-    return int(psutil.Process().memory_info().rss)
 
 
 def _return_memory(modules: Sequence[weakref.ref[nn.Module]] = ()) -> None:

@@ -1,0 +1,61 @@
+"""What became of memory since the worker started, told by whoever did it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from denoised_server.messages import Histogram
+
+from .observations import Observations
+
+# Why a component had to leave a tier: for others to have room, after its keep_alive, or because memory ran out.
+EVICTION_REASONS = ("room", "idle", "out_of_memory")
+EVICTION_TIERS = ("device", "host")
+# What helped a call that ran out of memory, from the cheapest on; "none" where nothing did and its request failed.
+RUNGS = ("free_caches", "evict_idle", "slice", "tile", "split", "run_alone", "offload", "none")
+ESTIMATES = ("weights", "working_set")
+# Seconds.
+AGE_BOUNDS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
+# Measured over estimated.
+RATIO_BOUNDS = (0.25, 0.5, 0.75, 0.9, 0.98, 1.02, 1.1, 1.25, 1.5, 2.0, 4.0)
+
+
+class MemoryCounts:
+    """Written by several threads, each figure by one of them at a time; read by any."""
+
+    def __init__(self) -> None:
+        self._evictions = {reason: Counter(dict.fromkeys(EVICTION_TIERS, 0)) for reason in EVICTION_REASONS}
+        self._eviction_ages = Observations(AGE_BOUNDS)
+        self._recoveries = Counter(dict.fromkeys(RUNGS, 0))
+        self._ratios = {name: Observations(RATIO_BOUNDS) for name in ESTIMATES}
+
+    def evicted(self, reason: str, tier: str, age: float) -> None:
+        """A component left a tier, so many seconds after its last use."""
+        self._evictions[reason][tier] += 1
+        self._eviction_ages.observe(age)
+
+    def recovered(self, rung: str) -> None:
+        """A call ran out of memory, and this helped."""
+        self._recoveries[rung] += 1
+
+    def estimated(self, name: str, estimate: int, measured: int) -> None:
+        """So many bytes were expected and so many came; where none were expected there is nothing to compare."""
+        if estimate > 0:
+            self._ratios[name].observe(measured / estimate)
+
+    @property
+    def evictions(self) -> Mapping[str, Mapping[str, int]]:
+        return {reason: dict(tiers) for reason, tiers in self._evictions.items()}
+
+    @property
+    def eviction_ages(self) -> Histogram:
+        return self._eviction_ages.histogram()
+
+    @property
+    def recoveries(self) -> Mapping[str, int]:
+        return dict(self._recoveries)
+
+    @property
+    def estimate_ratios(self) -> Mapping[str, Histogram]:
+        return {name: ratios.histogram() for name, ratios in self._ratios.items()}
