@@ -94,8 +94,8 @@ class Ledger:
     def plan(self, components: Mapping[str, int], evictable_bytes: int = 0) -> Plan:
         """What loading these components, bytes by digest, would take; nothing is promised yet.
 
-        `evictable_bytes` are of others, which are idle and may go. Raises NeverFitsError for what the empty device could
-        not hold, and NoRoomError for what it cannot hold beside what has to stay.
+        `evictable_bytes` are of others, which are idle and may go. Raises NeverFitsError for what the empty device
+        could not hold, and NoRoomError for what it cannot hold beside what has to stay.
         """
         new = {digest: size for digest, size in components.items() if digest not in self._weights}
         needed, total, free = sum(new.values()), sum(components.values()), max(0, self.free_bytes)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from denoised_server.messages import Histogram
 
 from .observations import Observations
+from .tiers import Tier
 
 # Why a component had to leave a tier: for others to have room, after its keep_alive, or because memory ran out.
 EVICTION_REASONS = ("room", "idle", "out_of_memory")
-EVICTION_TIERS = ("device", "host")
+EVICTION_TIERS = (Tier.DEVICE, Tier.HOST)
 # What helped a call that ran out of memory, from the cheapest on; "none" where nothing did and its request failed.
 RUNGS = ("free_caches", "evict_idle", "slice", "tile", "split", "run_alone", "offload", "none")
 ESTIMATES = ("weights", "working_set")
@@ -25,12 +26,12 @@ class MemoryCounts:
     """Written by several threads, each figure by one of them at a time; read by any."""
 
     def __init__(self) -> None:
-        self._evictions = {reason: Counter(dict.fromkeys(EVICTION_TIERS, 0)) for reason in EVICTION_REASONS}
+        self._evictions = {reason: Counter(dict.fromkeys(map(str, EVICTION_TIERS), 0)) for reason in EVICTION_REASONS}
         self._eviction_ages = Observations(AGE_BOUNDS)
         self._recoveries = Counter(dict.fromkeys(RUNGS, 0))
         self._ratios = {name: Observations(RATIO_BOUNDS) for name in ESTIMATES}
 
-    def evicted(self, reason: str, tier: str, age: float) -> None:
+    def evicted(self, reason: str, tier: Tier, age: float) -> None:
         """A component left a tier, so many seconds after its last use."""
         self._evictions[reason][tier] += 1
         self._eviction_ages.observe(age)

@@ -72,6 +72,7 @@ from .memory_counts import MemoryCounts
 from .observations import Observations
 from .overrides import bring_weights
 from .sources import EMBEDDED, Sources
+from .tiers import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -485,9 +486,10 @@ class Worker:
         )
 
     def _memory_stats(self, held: Sequence[HeldComponent]) -> MemoryStats:
-        # On the CPU, what is in the host's memory comes from the same allocator.
-        tiers = ("device", "host") if self._device.type == "cpu" else ("device",)
-        booked = sum(part.weight_bytes for part in held if part.residency in tiers)
+        booked = self._ledger.weight_bytes
+        if self._device.type == "cpu":
+            # What is in the host's memory comes from the same allocator.
+            booked += sum(part.weight_bytes for part in held if part.residency == Tier.HOST)
         if self._balance.strike(self._memory.allocated_bytes, booked, is_idle=self._is_idle(), now=time.monotonic()):
             logger.warning(
                 "%d bytes are in use beside %d bytes of weights, and in no book",
