@@ -1,6 +1,6 @@
-"""Writes deploy/requirements.lock: the packages of `denoised[server]` at the versions of constraints.txt, with hashes.
+"""Writes deploy/requirements.lock: the packages of `denoised[server,otel]`, with the versions of constraints.txt.
 
-torch and what only torch needs are left out, since which build of it is right depends on the device: an image installs
+Each has its hashes. torch and what only torch needs are left out, since which build of it is right depends on the device: an image installs
 it first, and then the lock with `pip install --no-deps --require-hashes -r deploy/requirements.lock`.
 """
 
@@ -23,6 +23,8 @@ def compile_lock(*options: str) -> str:
         "pyproject.toml",
         "--extra",
         "server",
+        "--extra",
+        "otel",
         "--quiet",
     ]
     command += ["--constraint", "deploy/constraints.txt", "--python-version", "3.11", "--no-header", "--no-annotate"]
