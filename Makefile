@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check format generate polyglot peers faults fuzz bench lock audit sbom clean
-.PHONY: monitoring kubernetes
+.PHONY: monitoring pictures kubernetes
 .PHONY: envoy
 
 help: ## say what the targets are
@@ -70,6 +70,10 @@ peers: $(READY) ## install the servers that `make bench` compares with, each for
 monitoring: $(READY) ## run a Prometheus against a live daemon: the dashboard, the rules and the alerts
 	deploy/tools.sh monitoring
 	$(BIN)/python -m pytest -m tools tests/monitoring
+
+pictures: $(READY) ## draw docs/overview.svg, dashboard.svg and top.svg, of a daemon at work, with a real Prometheus
+	deploy/tools.sh monitoring
+	PATH=$(abspath .tools)/bin:$$PATH $(BIN)/python -m tests.monitoring.pictures
 
 kubernetes: $(READY) ## check the Helm chart with helm, strict schemas, promtool, and a daemon
 	deploy/tools.sh kubernetes monitoring

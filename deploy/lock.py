@@ -1,7 +1,7 @@
 """Writes deploy/requirements.lock: the packages of `denoised[server,otel]`, with the versions of constraints.txt.
 
-Each has its hashes. torch and what only torch needs are left out, since which build of it is right depends on the device: an image installs
-it first, and then the lock with `pip install --no-deps --require-hashes -r deploy/requirements.lock`.
+torch and what only torch needs are left out, since which build of it is right depends on the device: an image installs
+it first, then the lock, which has hashes, with `pip install --no-deps --require-hashes -r deploy/requirements.lock`.
 """
 
 from __future__ import annotations

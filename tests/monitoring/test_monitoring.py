@@ -8,14 +8,9 @@ import re
 import signal
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import denoised
 import pytest
@@ -23,9 +18,9 @@ import yaml
 
 from tests import tools
 from tests.daemon import Daemon
+from tests.monitoring.prometheus import MONITORING, Prometheus
 from tests.tools import ROOT
 
-MONITORING = ROOT / "deploy" / "monitoring"
 RULES = yaml.safe_load((MONITORING / "rules.yaml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
 RECORDS = [rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule]
@@ -33,51 +28,6 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 pytestmark = [pytest.mark.tools, tools.needs("prometheus", "promtool", target="monitoring")]
-
-
-class Prometheus:
-    """Scrapes one daemon every half a second."""
-
-    def __init__(self, folder: Path, target: str) -> None:
-        config = {
-            "global": {"scrape_interval": "500ms", "evaluation_interval": "1s"},
-            "rule_files": [str(MONITORING / "rules.yaml")],
-            "scrape_configs": [{"job_name": "denoised", "static_configs": [{"targets": [target]}]}],
-        }
-        (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        self.url = f"http://127.0.0.1:{tools.free_port()}"
-        self._process = tools.start(
-            [
-                "prometheus",
-                f"--config.file={folder / 'prometheus.yaml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={self.url.removeprefix('http://')}",
-                "--enable-feature=exemplar-storage",
-            ],
-            folder / "prometheus.log",
-        )
-
-        def is_ready() -> bool:
-            with suppress(urllib.error.URLError):
-                return bool(urllib.request.urlopen(f"{self.url}/-/ready", timeout=5).status == 200)
-            return False
-
-        tools.wait_until(is_ready)
-
-    def get(self, path: str, **parameters: str) -> Any:
-        address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        try:
-            with urllib.request.urlopen(address, timeout=10) as response:
-                return json.load(response)["data"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{parameters}: {error.read().decode()}") from None
-
-    def query(self, expression: str) -> list[Any]:
-        return list(self.get("query", query=expression)["result"])
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(30)
 
 
 def work(daemon: Daemon) -> None:
