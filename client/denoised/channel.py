@@ -46,7 +46,7 @@ IDEMPOTENT = {
         "UpdatePipeline",
     ),
     "denoised.v1.GenerationService": ("GetGeneration", "ListGenerations", "CancelGeneration"),
-    "denoised.v1.WorkerService": ("ListWorkers", "GetServerInfo"),
+    "denoised.v1.WorkerService": ("ListWorkers", "GetServerInfo", "DrainWorker", "ResumeWorker"),
 }
 SERVICE_CONFIG = json.dumps(
     {

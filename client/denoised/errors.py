@@ -44,8 +44,10 @@
     ├── UnavailableError (ConnectionError)
     │   ├── WorkerLostError
     │   ├── ShuttingDownError
+    │   ├── WorkersDrainedError       every worker was told to take no more work
     │   ├── JournalUnavailableError   what has to last cannot be written down
     │   └── DaemonUnreachableError    raised by clients; never sent
+    ├── WorkerNotFoundError (LookupError)
     ├── DeadlineExceededError (TimeoutError)
     │   └── DeadlineTooShortError     it takes longer than that, and was not begun
     ├── UnsupportedError (NotImplementedError)    raised by clients; never sent
@@ -373,6 +375,12 @@ class ShuttingDownError(UnavailableError):
     reason = "SHUTTING_DOWN"
 
 
+class WorkersDrainedError(UnavailableError):
+    """Every worker has been told to take no more work."""
+
+    reason = "WORKERS_DRAINED"
+
+
 class JournalUnavailableError(UnavailableError):
     """The daemon cannot write down what has to outlive it: its journal is locked, or its disk is full."""
 
@@ -389,6 +397,13 @@ class CallbackTimeoutError(DenoisedError, TimeoutError):
     code = "DEADLINE_EXCEEDED"
     reason = "CALLBACK_TIMEOUT"
     __str__ = Exception.__str__
+
+
+class WorkerNotFoundError(DenoisedError, LookupError):
+    """There is no worker of this name."""
+
+    code = "NOT_FOUND"
+    reason = "WORKER_NOT_FOUND"
 
 
 class DeadlineExceededError(DenoisedError, TimeoutError):

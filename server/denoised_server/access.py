@@ -33,6 +33,8 @@ SCOPES: Mapping[str, Scope] = {
     "/denoised.v1.GenerationService/ListGenerations": Scope.READ,
     "/denoised.v1.WorkerService/ListWorkers": Scope.READ,
     "/denoised.v1.WorkerService/GetServerInfo": Scope.READ,
+    "/denoised.v1.WorkerService/DrainWorker": Scope.ADMIN,
+    "/denoised.v1.WorkerService/ResumeWorker": Scope.ADMIN,
 }
 
 

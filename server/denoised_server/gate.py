@@ -68,6 +68,12 @@ class Gate:
             self._admission.release(ticket, time.monotonic())
             self._advance()
 
+    def dismiss(self) -> None:
+        """Lets those that wait go on without a place: what they wait for is elsewhere by now."""
+        for ticket in self._admission.positions():
+            if not ticket.admitted.done():
+                ticket.admitted.set_result(None)
+
     def _advance(self) -> None:
         for ticket in self._admission.admit(time.monotonic()):
             # One that was cancelled this very moment releases its place as soon as it runs.

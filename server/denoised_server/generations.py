@@ -109,6 +109,12 @@ class Generations:
         """How many there are of each pipeline, by its name."""
         return Counter(generation.handle.name for generation in self._running.values())
 
+    def runs_on(self, worker: str, handle: Handle | None = None) -> bool:
+        """Whether a generation, or one of a pipeline, has begun there and not ended."""
+        return any(
+            generation.worker == worker and handle in (None, generation.handle) for generation in self._running.values()
+        )
+
     def interrupt(self, error: DenoisedError, chosen: Callable[[Generation], bool]) -> None:
         """Ends those that are chosen."""
         for generation in tuple(self._running.values()):

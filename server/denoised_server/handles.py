@@ -197,6 +197,9 @@ class HandleTable:
             )
         return handle
 
+    def find(self, name: str) -> Handle | None:
+        return self._handles.get(name)
+
     def own(self, name: str, *, caller: Caller = DAEMON) -> Handle:
         """Returns a handle that the caller may change and remove."""
         handle = self.get(name, caller=caller)

@@ -20,6 +20,8 @@ from denoised.errors import (
     QuotaExceededError,
     ShuttingDownError,
     WorkerLostError,
+    WorkerNotFoundError,
+    WorkersDrainedError,
 )
 
 from . import callers, placement, preloads, quotas, recipes, references
@@ -27,6 +29,7 @@ from .background import Background
 from .builds import Builds, Origin, answer
 from .condition import Condition
 from .detached import Detached
+from .drains import Drains
 from .eventlog import Numbered
 from .executor import Executor
 from .generation import GenerationEvent, GenerationView, Terms
@@ -147,28 +150,42 @@ class Pool:
             is_busy=lambda name: self._generations.gate(self._handles.get(name).worker).running_count > 0,
             changed=self._changed,
         )
+        self._changes = Condition()
+        self._drains = Drains(
+            executor,
+            handles=self._handles,
+            is_busy=self._is_busy,
+            is_building=self._builds.involves,
+            moved=self._leave_worker,
+            changes=self._changes,
+        )
         self._unloads: dict[Handle, asyncio.Task[int]] = {}
         self._keeping: dict[Handle, asyncio.Task[JournalUnavailableError | None]] = {}
         self._watchers = Watchers()
-        self._changes = Condition()
         self._census: Census | None = None
         self._background = Background()
         self._publish_interval, self._published = publish_interval, -math.inf
         self._is_publishing = False
         self._is_draining = False
-        self._is_started = False
+        self._is_restored = self._is_started = False
 
     # Life
 
-    async def start(self) -> None:
-        """Returns when every worker is up, with what the journal kept. Raises what the executor raised."""
+    async def restore(self) -> None:
+        """Brings back what the journal kept; from then on callers may come, and wait for workers."""
+        self._is_restored = True
         self._handles.restore(await self._journal.pipelines(), await self._journal.unloaded(), time.time())
         for handle in self._handles:
             if handle.preloaded and handle.name not in self._readiness.names:
                 handle.preloaded = handle.pinned = False
                 await self._rewrite(handle)
-        await self._supervisor.start()
         await self._generations.restore(self._find)
+
+    async def start(self) -> None:
+        """Returns when every worker is up. Raises what the executor raised."""
+        if not self._is_restored:
+            await self.restore()
+        await self._supervisor.start()
         self._is_started = True
         self._background.spawn(self._expire_for_ever(), name="expiry")
         self._keep_pinned_live()
@@ -222,6 +239,7 @@ class Pool:
         self._generations.leave_for_later(_shutting_down(), lambda generation: True)
         self._watchers.end(_shutting_down())
         await self._readiness.stop()
+        await self._drains.stop()
         await self._builds.stop()
         await self._generations.stop()
         await self._background.stop()
@@ -384,6 +402,26 @@ class Pool:
         chosen, token = page(records, key=lambda record: order[record.name], size=page_size, token=page_token)
         return [self._view_worker(record) for record in chosen], token
 
+    async def drain_worker(self, name: str) -> WorkerView:
+        """Makes a worker take no more work; returns when it has nothing left to do. Leaving early changes nothing."""
+        record = self._find_worker(name)
+        self._supervisor.drain_worker(name)
+        await self._drains.drain(name)
+        return self._view_worker(record)
+
+    def resume_worker(self, name: str) -> WorkerView:
+        """Makes a worker that was drained take work again."""
+        record = self._find_worker(name)
+        self._drains.end(name)
+        self._supervisor.resume_worker(name)
+        self._keep_pinned_live()
+        return self._view_worker(record)
+
+    def _find_worker(self, name: str) -> WorkerRecord:
+        if name not in self._supervisor.workers:
+            raise WorkerNotFoundError(f"There is no worker {name[:80]!r}.", hint="ListWorkers names those there are.")
+        return self._supervisor.workers[name]
+
     def _view_worker(self, record: WorkerRecord) -> WorkerView:
         gate = self._generations.gate(record.name)
         return WorkerView(
@@ -530,6 +568,8 @@ class Pool:
             try:
                 with self._pinned(handle):
                     await self._bring_back(handle)
+            except WorkersDrainedError:
+                await self._changes.until(lambda: self._supervisor.has_active)
             except DenoisedError as error:
                 logger.error("%s is pinned and could not be brought back: %s", handle.name, error)
                 await asyncio.sleep(KEEP_LIVE_SECONDS)
@@ -537,6 +577,7 @@ class Pool:
     async def _preload(self, preload: Preload) -> None:
         """Returns when a declared pipeline is live and kept; another one of its name goes."""
         lease = Lease(pipeline_id=preload.name.removeprefix(PREFIX), pinned=True, shared=True)
+        await self._changes.until(lambda: self._supervisor.has_active)
         try:
             handle = await self._hold(preload.spec, lease)
         except PipelineExistsError:
@@ -553,7 +594,8 @@ class Pool:
         return self._handles.get(PREFIX + lease.pipeline_id)
 
     def _is_live(self, name: str) -> bool:
-        return any(handle.name == name and handle.worker and handle.state is State.ACTIVE for handle in self._handles)
+        handle = self._handles.find(name)
+        return handle is not None and bool(handle.worker) and handle.state is State.ACTIVE
 
     async def _try(self, name: str) -> None:
         loaded = self._handles.get(name).loaded
@@ -561,6 +603,16 @@ class Pool:
         async with aclosing(self.generate(command)) as events:
             async for _ in events:
                 pass
+
+    def _is_busy(self, worker: str, handle: Handle | None = None) -> bool:
+        """Whether a worker has something to finish, or something of one pipeline's."""
+        is_building = handle is None and bool(self._builds.recipes_on(worker))
+        return is_building or self._generations.runs_on(worker, handle)
+
+    def _leave_worker(self, worker: str) -> None:
+        self._generations.gate(worker).dismiss()
+        self._keep_pinned_live()
+        self._changed()
 
     def _lose(self, worker: str) -> None:
         self._generations.lose(worker, is_busy=bool(self._builds.recipes_on(worker)))

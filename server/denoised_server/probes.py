@@ -63,7 +63,8 @@ def judge(
     if not is_started:
         return Report(Health.STARTING, reasons)
     if not active:
-        return Report(Health.FAILING, reasons)
+        is_drained = all(state is WorkerState.DRAINING for state in workers.values())
+        return Report(Health.DRAINING if is_drained else Health.FAILING, reasons)
     if missing and len(missing) == len(preloads):
         is_lasting = all(standing.failure for standing in missing.values())
         return Report(Health.FAILING if is_lasting else Health.STARTING, reasons)

@@ -36,6 +36,7 @@ from .messages import (
     Spec,
     StepEnd,
 )
+from .probes import Health
 from .requests import TASKS
 from .supervision import WorkerState
 from .views import ComponentView, PipelineView, WorkerView
@@ -58,6 +59,7 @@ CHANGES = {
     ChangeKind.REMOVED: pipeline_service_pb2.WatchPipelinesResponse.CHANGE_REMOVED,
     ChangeKind.SYNCED: pipeline_service_pb2.WatchPipelinesResponse.CHANGE_SYNCED,
 }
+HEALTHS = {health: worker_service_pb2.Health.Value(f"HEALTH_{health.name}") for health in Health}
 WORKER_STATES = {
     WorkerState.STARTING: worker_service_pb2.Worker.STATE_STARTING,
     WorkerState.ACTIVE: worker_service_pb2.Worker.STATE_ACTIVE,

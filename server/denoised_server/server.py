@@ -9,8 +9,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,12 @@ from denoised import traces
 from denoised.channel import is_loopback
 from denoised.errors import DenoisedError
 from denoised.version import __version__
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from . import config, devices, logs, preloads, probes
+from . import config, devices, health, logs, preloads, probes
 from .access import Access
 from .audit import Audit
-from .background import Background
 from .config import Settings, SettingsError
 from .executor.local import WORKER, LocalExecutor
 from .exposition import MetricsServer
@@ -120,8 +117,7 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
         )
         metrics_server.probe(partial(_probe, asyncio.get_running_loop(), pool))
         stack.push_async_callback(pool.stop)
-        if not await _unless(stopped, pool.start()):
-            return
+        await pool.restore()
         add_services(
             server,
             pool,
@@ -129,12 +125,12 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
             max_pixels=settings.max_pixels,
             max_waiting=settings.max_waiting,
         )
-        await stack.enter_async_context(_health(server, pool))
+        await stack.enter_async_context(health.serve(server, pool, SERVICES))
         reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
         await server.start()
         stack.push_async_callback(server.stop, FLUSH_SECONDS)
         # Served before, so that probes get an answer and clients may wait with us.
-        if await _unless(stopped, pool.get_ready()):
+        if await _unless(stopped, pool.start()) and await _unless(stopped, pool.get_ready()):
             _announce(settings, port, metrics_server.port)
         await stopped.wait()
         logger.info("stopping: what runs has %g s to finish; another signal ends it at once", settings.drain_grace)
@@ -283,31 +279,6 @@ def _probe(loop: asyncio.AbstractEventLoop, pool: Pool, path: str) -> tuple[int,
     except (TimeoutError, RuntimeError):
         asked.close()
         return 503, "failing\nThe daemon does not answer.\n"
-
-
-@asynccontextmanager
-async def _health(server: grpc.aio.Server, pool: Pool) -> AsyncGenerator[None, None]:
-    """Answers grpc.health.v1: the daemon and its services are up while a worker takes work."""
-    servicer = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-
-    async def follow() -> None:
-        while True:
-            await show(health_pb2.HealthCheckResponse.SERVING)
-            await pool.until(lambda: not pool.is_serving)
-            await show(health_pb2.HealthCheckResponse.NOT_SERVING)
-            await pool.until(lambda: pool.is_serving)
-
-    async def show(status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", *SERVICES):
-            await servicer.set(service, status)
-
-    background = Background()
-    background.spawn(follow(), name="health")
-    try:
-        yield
-    finally:
-        await background.stop()
 
 
 def _catch_signals() -> asyncio.Event:

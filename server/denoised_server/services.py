@@ -159,7 +159,10 @@ class GenerationService(GenerationServiceServicer):
 
 
 class WorkerService(WorkerServiceServicer):
-    """Shows the processes behind the daemon. The keyword arguments are what it says the daemon accepts."""
+    """Shows the processes behind the daemon, and takes them out of work.
+
+    The keyword arguments are what it says the daemon accepts.
+    """
 
     def __init__(self, pool: Pool, *, max_message_bytes: int, max_pixels: int, max_waiting: int) -> None:
         self._pool = pool
@@ -172,18 +175,31 @@ class WorkerService(WorkerServiceServicer):
         views, token = self._pool.list_workers(page_size=request.page_size, page_token=request.page_token)
         return worker_pb.ListWorkersResponse(workers=map(responses.worker, views), next_page_token=token)
 
+    async def DrainWorker(self, request: worker_pb.DrainWorkerRequest, context: Any) -> worker_pb.DrainWorkerResponse:
+        return worker_pb.DrainWorkerResponse(worker=responses.worker(await self._pool.drain_worker(request.name)))
+
+    async def ResumeWorker(
+        self, request: worker_pb.ResumeWorkerRequest, context: Any
+    ) -> worker_pb.ResumeWorkerResponse:
+        return worker_pb.ResumeWorkerResponse(worker=responses.worker(self._pool.resume_worker(request.name)))
+
     async def GetServerInfo(
         self, request: worker_pb.GetServerInfoRequest, context: Any
     ) -> worker_pb.GetServerInfoResponse:
-        (first, *_), _ = self._pool.list_workers(page_size=1, page_token="")
+        workers, _ = self._pool.list_workers(page_size=1, page_token="")
+        # Before they are up, nobody knows.
+        ready = workers[0].ready if workers else None
+        report = self._pool.health()
         return worker_pb.GetServerInfoResponse(
             version=__version__,
-            library_versions=first.ready.library_versions,
+            library_versions=ready.library_versions if ready else {},
             start_time=responses.timestamp(self._start_time),
-            embedded_models=first.ready.embedded_models,
+            embedded_models=ready.embedded_models if ready else (),
             max_message_bytes=self._max_message_bytes,
             max_pixels=self._max_pixels,
             max_waiting=self._max_waiting,
+            health=responses.HEALTHS[report.health],
+            health_reasons=report.reasons,
         )
 
 

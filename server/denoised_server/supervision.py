@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from denoised.errors import DenoisedError, WorkerLostError
+from denoised.errors import DenoisedError, WorkerLostError, WorkersDrainedError
 
 from .background import Background
 from .condition import Condition
@@ -28,6 +28,8 @@ STABLE_SECONDS = 60.0
 # One that was started again more often than this since it was last stable is shown as failed while it is down.
 FAILED_ATTEMPTS = 3
 BEAT_SECONDS = 1.0
+# A drained worker comes back when somebody says so.
+DRAINED_RETRY_SECONDS = 5.0
 
 
 class WorkerState(StrEnum):
@@ -45,7 +47,7 @@ class WorkerRecord:
     """What the front-end knows of one worker.
 
     `snapshot` is what it reported last in its present life, `attempts` how often it was started again since it was last
-    seen stable.
+    seen stable. One that `is_drained` takes no work, also after it was started again.
     """
 
     name: str
@@ -55,6 +57,7 @@ class WorkerRecord:
     restart_count: int = 0
     start_time: float = field(default_factory=time.monotonic)
     attempts: int = 0
+    is_drained: bool = False
 
     @property
     def free_bytes(self) -> int:
@@ -110,19 +113,43 @@ class Supervisor:
                 record.state = WorkerState.DRAINING
         self._note_change()
 
+    def drain_worker(self, name: str) -> None:
+        """Shows one worker as taking no more work, until `resume_worker`."""
+        self.workers[name].is_drained = True
+        if self.workers[name].state is WorkerState.ACTIVE:
+            self.workers[name].state = WorkerState.DRAINING
+        self._note_change()
+
+    def resume_worker(self, name: str) -> None:
+        self.workers[name].is_drained = False
+        if self.workers[name].state is WorkerState.DRAINING and not self._is_draining:
+            self.workers[name].state = WorkerState.ACTIVE
+        self._note_change()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether every worker was told to take no more work."""
+        return bool(self.workers) and all(record.is_drained for record in self.workers.values())
+
     @property
     def has_active(self) -> bool:
         return any(record.state is WorkerState.ACTIVE for record in self.workers.values())
 
     async def wait_for_active(self, patience: float) -> None:
-        """Returns once a worker takes work. Raises WorkerLostError when none does in time."""
+        """Returns once a worker takes work. Raises WorkerLostError when none does in time, and WorkersDrainedError."""
         try:
             async with asyncio.timeout(patience):
-                await self._changes.until(lambda: self.has_active or self._is_draining)
+                await self._changes.until(lambda: self.has_active or self._is_draining or self.is_drained)
         except TimeoutError:
             raise WorkerLostError(
                 "No worker is running; they are being restarted.", hint="Try again shortly.", retry_after=5
             ) from None
+        if self.is_drained:
+            raise WorkersDrainedError(
+                "Every worker has been told to take no more work.",
+                hint="Send the request to another daemon, or have a worker resume.",
+                retry_after=DRAINED_RETRY_SECONDS,
+            )
 
     async def _supervise(self) -> None:
         async for name in self._executor.deaths():
@@ -154,7 +181,8 @@ class Supervisor:
                 self._note_change()
         logger.info("%s is back after %.1f s", record.name, time.monotonic() - began)
         record.ready, record.start_time = self._executor.info(record.name), time.monotonic()
-        record.state = WorkerState.DRAINING if self._is_draining else WorkerState.ACTIVE
+        takes_work = not (self._is_draining or record.is_drained)
+        record.state = WorkerState.ACTIVE if takes_work else WorkerState.DRAINING
         record.restart_count += 1
         self._observer.worker_restarted(record.name)
         self._note_change()

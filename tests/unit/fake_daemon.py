@@ -360,6 +360,16 @@ class FakeDaemon(
             stats.lone_call_counts["unmatched"] = 1
             return worker_service_pb2.ListWorkersResponse(workers=[worker])
 
+    def DrainWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
+        with self._answering(request, context):
+            worker = worker_service_pb2.Worker(name=request.name, state=worker_service_pb2.Worker.STATE_DRAINING)
+            return worker_service_pb2.DrainWorkerResponse(worker=worker)
+
+    def ResumeWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
+        with self._answering(request, context):
+            worker = worker_service_pb2.Worker(name=request.name, state=worker_service_pb2.Worker.STATE_ACTIVE)
+            return worker_service_pb2.ResumeWorkerResponse(worker=worker)
+
     def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         with self._answering(request, context):
             return worker_service_pb2.GetServerInfoResponse(version="9.9", embedded_models=["demo"])

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tests.unit.fake_daemon import DEFAULT_SEED, FakeDaemon, colour
 
-COMMANDS = ("serve", "load", "derive", "generate", "ps", "workers", "top", "health", "unload")
+COMMANDS = ("serve", "load", "derive", "generate", "ps", "workers", "top", "health", "drain", "unload")
 
 
 @pytest.fixture
@@ -151,6 +151,11 @@ def test_workers_shows_memory_and_joining(daemon: FakeDaemon) -> None:
     assert "█████░░░░░ 9.77 KiB of 19.5 KiB" in row
     assert "75%" in row
     assert json.loads(run("workers", "--json").stdout)[0]["memory"]["budget_bytes"] == 20_000
+
+
+def test_a_worker_is_drained_and_takes_work_again(daemon: FakeDaemon) -> None:
+    assert run("drain", "0").stdout == "workers/0 is drained\n"
+    assert run("drain", "workers/0", "--undo").stdout == "workers/0 takes work\n"
 
 
 def test_workers_tells_what_became_of_calls(daemon: FakeDaemon) -> None:

@@ -16,6 +16,7 @@ from denoised.errors import (
     NotOwnerError,
     PipelineExistsError,
     PipelineNotFoundError,
+    ScopeMissingError,
 )
 from denoised.v1 import generation_service_pb2 as generation_pb
 from denoised.v1 import pipeline_service_pb2 as pipeline_pb
@@ -233,12 +234,26 @@ def _naming(attempt: Callable[[As, str], Any]) -> Callable[[Clients], Awaitable[
     return check
 
 
+def _naming_worker(attempt: Callable[[As], Any]) -> Callable[[Clients], Awaitable[None]]:
+    async def check(clients: Clients) -> None:
+        assert type(await refused(attempt(clients.bob))) is ScopeMissingError
+        assert HERS not in str(await attempt(clients.root))
+
+    return check
+
+
 ATTEMPTS: dict[str, Callable[[Clients], Awaitable[None]]] = {
     "/denoised.v1.PipelineService/LoadPipeline": _load,
     "/denoised.v1.PipelineService/ListPipelines": _list,
     "/denoised.v1.PipelineService/WatchPipelines": _watch,
     "/denoised.v1.WorkerService/ListWorkers": _workers,
     "/denoised.v1.WorkerService/GetServerInfo": _info,
+    "/denoised.v1.WorkerService/DrainWorker": _naming_worker(
+        lambda client: client.workers.DrainWorker(worker_pb.DrainWorkerRequest(name="workers/0"))
+    ),
+    "/denoised.v1.WorkerService/ResumeWorker": _naming_worker(
+        lambda client: client.workers.ResumeWorker(worker_pb.ResumeWorkerRequest(name="workers/0"))
+    ),
     "/denoised.v1.GenerationService/ListGenerations": _list_generations,
 }
 ATTEMPTS |= {method: _naming(attempt) for method, attempt in NAMING.items()}

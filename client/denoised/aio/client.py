@@ -508,6 +508,30 @@ class AsyncClient:
                 return found
             request.page_token = page.next_page_token
 
+    async def drain_worker(self, name: str, *, timeout: float | None = None) -> worker_service_pb2.Worker:
+        """Makes a worker take no more work, and waits until it has nothing left to do. Needs an admin's token.
+
+        What runs there ends well; its pipelines are built again elsewhere at their next use.
+
+        Args:
+            name: "workers/{id}".
+            timeout: Seconds to wait at most; the worker is drained all the same.
+
+        Raises:
+            WorkerNotFoundError: There is no such worker.
+        """
+        response: worker_service_pb2.DrainWorkerResponse = await self._call(
+            lambda stubs: stubs.workers.DrainWorker, worker_service_pb2.DrainWorkerRequest(name=name), timeout
+        )
+        return response.worker
+
+    async def resume_worker(self, name: str) -> worker_service_pb2.Worker:
+        """Makes a worker that was drained take work again. Needs an admin's token."""
+        response: worker_service_pb2.ResumeWorkerResponse = await self._ask(
+            lambda stubs: stubs.workers.ResumeWorker, worker_service_pb2.ResumeWorkerRequest(name=name)
+        )
+        return response.worker
+
     async def server_info(self) -> worker_service_pb2.GetServerInfoResponse:
         """What the daemon is and what it accepts."""
         response: worker_service_pb2.GetServerInfoResponse = await self._ask(

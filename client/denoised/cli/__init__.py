@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
+from .drain import drain
 from .generate import generate
 from .generations import cancel, generations, result
 from .health import health
@@ -64,6 +65,7 @@ app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(serve)
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(workers))
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(top))
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(health))
+app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(drain))
 app.add_typer(token, name="token", rich_help_panel="Daemon")
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(load))
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(derive))

@@ -116,6 +116,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_CALLBACK_TIMEOUT: _ErrorReason.ValueType  # 63
     """DEADLINE_EXCEEDED: a callback was asked, and no reply came within the daemon's setting callback_timeout."""
+    ERROR_REASON_WORKERS_DRAINED: _ErrorReason.ValueType  # 60
+    """UNAVAILABLE: every worker has been told to take no more work; google.rpc.RetryInfo says when to try again."""
+    ERROR_REASON_WORKER_NOT_FOUND: _ErrorReason.ValueType  # 61
+    """NOT_FOUND: there is no worker of this name."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -216,4 +220,8 @@ not run on its device.
 """
 ERROR_REASON_CALLBACK_TIMEOUT: ErrorReason.ValueType  # 63
 """DEADLINE_EXCEEDED: a callback was asked, and no reply came within the daemon's setting callback_timeout."""
+ERROR_REASON_WORKERS_DRAINED: ErrorReason.ValueType  # 60
+"""UNAVAILABLE: every worker has been told to take no more work; google.rpc.RetryInfo says when to try again."""
+ERROR_REASON_WORKER_NOT_FOUND: ErrorReason.ValueType  # 61
+"""NOT_FOUND: there is no worker of this name."""
 global___ErrorReason = ErrorReason

@@ -20,6 +20,42 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Health:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _HealthEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Health.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    HEALTH_UNSPECIFIED: _Health.ValueType  # 0
+    """Never returned."""
+    HEALTH_STARTING: _Health.ValueType  # 1
+    """Its workers, or the pipelines that its configuration declares, are coming up."""
+    HEALTH_READY: _Health.ValueType  # 2
+    """Every worker takes work, and every declared pipeline is usable."""
+    HEALTH_DEGRADED: _Health.ValueType  # 3
+    """Some worker or declared pipeline is down, and another is not."""
+    HEALTH_DRAINING: _Health.ValueType  # 4
+    """It takes no more work: it is shutting down, or every worker was drained."""
+    HEALTH_FAILING: _Health.ValueType  # 5
+    """No worker takes work, or no declared pipeline can be used."""
+
+class Health(_Health, metaclass=_HealthEnumTypeWrapper):
+    """How the daemon is; what probes get."""
+
+HEALTH_UNSPECIFIED: Health.ValueType  # 0
+"""Never returned."""
+HEALTH_STARTING: Health.ValueType  # 1
+"""Its workers, or the pipelines that its configuration declares, are coming up."""
+HEALTH_READY: Health.ValueType  # 2
+"""Every worker takes work, and every declared pipeline is usable."""
+HEALTH_DEGRADED: Health.ValueType  # 3
+"""Some worker or declared pipeline is down, and another is not."""
+HEALTH_DRAINING: Health.ValueType  # 4
+"""It takes no more work: it is shutting down, or every worker was drained."""
+HEALTH_FAILING: Health.ValueType  # 5
+"""No worker takes work, or no declared pipeline can be used."""
+global___Health = Health
+
 @typing.final
 class Worker(google.protobuf.message.Message):
     """A process that owns one device."""
@@ -357,6 +393,84 @@ class ListWorkersResponse(google.protobuf.message.Message):
 global___ListWorkersResponse = ListWorkersResponse
 
 @typing.final
+class DrainWorkerRequest(google.protobuf.message.Message):
+    """Request for WorkerService.DrainWorker."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Required. The worker, "workers/{id}"."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___DrainWorkerRequest = DrainWorkerRequest
+
+@typing.final
+class DrainWorkerResponse(google.protobuf.message.Message):
+    """Response of WorkerService.DrainWorker."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___Worker:
+        """The worker as it is now."""
+
+    def __init__(
+        self,
+        *,
+        worker: global___Worker | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
+
+global___DrainWorkerResponse = DrainWorkerResponse
+
+@typing.final
+class ResumeWorkerRequest(google.protobuf.message.Message):
+    """Request for WorkerService.ResumeWorker."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Required. The worker, "workers/{id}"."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___ResumeWorkerRequest = ResumeWorkerRequest
+
+@typing.final
+class ResumeWorkerResponse(google.protobuf.message.Message):
+    """Response of WorkerService.ResumeWorker."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___Worker:
+        """The worker as it is now."""
+
+    def __init__(
+        self,
+        *,
+        worker: global___Worker | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
+
+global___ResumeWorkerResponse = ResumeWorkerResponse
+
+@typing.final
 class GetServerInfoRequest(google.protobuf.message.Message):
     """Request for WorkerService.GetServerInfo."""
 
@@ -397,6 +511,8 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
     MAX_PIXELS_FIELD_NUMBER: builtins.int
     MAX_WAITING_FIELD_NUMBER: builtins.int
+    HEALTH_FIELD_NUMBER: builtins.int
+    HEALTH_REASONS_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Version of denoised."""
     max_message_bytes: builtins.int
@@ -405,6 +521,8 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     """Largest output it makes, in pixels."""
     max_waiting: builtins.int
     """Most generations that may wait for one worker."""
+    health: global___Health.ValueType
+    """How the daemon is."""
     @property
     def library_versions(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Versions of the libraries that decide what comes out, by name: "diffusers", "peft", "torch", "transformers"."""
@@ -417,6 +535,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     def embedded_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the embedded models."""
 
+    @property
+    def health_reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Why it is not ready, in sentences; empty where it is."""
+
     def __init__(
         self,
         *,
@@ -427,8 +549,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         max_message_bytes: builtins.int = ...,
         max_pixels: builtins.int = ...,
         max_waiting: builtins.int = ...,
+        health: global___Health.ValueType = ...,
+        health_reasons: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["embedded_models", b"embedded_models", "library_versions", b"library_versions", "max_message_bytes", b"max_message_bytes", "max_pixels", b"max_pixels", "max_waiting", b"max_waiting", "start_time", b"start_time", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embedded_models", b"embedded_models", "health", b"health", "health_reasons", b"health_reasons", "library_versions", b"library_versions", "max_message_bytes", b"max_message_bytes", "max_pixels", b"max_pixels", "max_waiting", b"max_waiting", "start_time", b"start_time", "version", b"version"]) -> None: ...
 
 global___GetServerInfoResponse = GetServerInfoResponse

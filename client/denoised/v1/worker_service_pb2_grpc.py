@@ -40,6 +40,16 @@ class WorkerServiceStub(object):
                 request_serializer=denoised_dot_v1_dot_worker__service__pb2.ListWorkersRequest.SerializeToString,
                 response_deserializer=denoised_dot_v1_dot_worker__service__pb2.ListWorkersResponse.FromString,
                 _registered_method=True)
+        self.DrainWorker = channel.unary_unary(
+                '/denoised.v1.WorkerService/DrainWorker',
+                request_serializer=denoised_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_worker__service__pb2.DrainWorkerResponse.FromString,
+                _registered_method=True)
+        self.ResumeWorker = channel.unary_unary(
+                '/denoised.v1.WorkerService/ResumeWorker',
+                request_serializer=denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/denoised.v1.WorkerService/GetServerInfo',
                 request_serializer=denoised_dot_v1_dot_worker__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -53,6 +63,25 @@ class WorkerServiceServicer(object):
 
     def ListWorkers(self, request, context):
         """Lists the workers, in a stable order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainWorker(self, request, context):
+        """Makes a worker take no more work; for admins. It runs to their ends the generations and loads that it has begun, those
+        that wait for it go to other workers, and its pipelines are built again elsewhere at their next use, or here when it
+        takes work again.
+
+        Returns when it has nothing left to do and holds nothing. A caller who leaves earlier changes nothing: ListWorkers
+        shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeWorker(self, request, context):
+        """Makes a worker that was drained take work again; for admins. One that takes work stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +101,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ListWorkers,
                     request_deserializer=denoised_dot_v1_dot_worker__service__pb2.ListWorkersRequest.FromString,
                     response_serializer=denoised_dot_v1_dot_worker__service__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=denoised_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_worker__service__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ResumeWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeWorker,
+                    request_deserializer=denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -107,6 +146,60 @@ class WorkerService(object):
             '/denoised.v1.WorkerService/ListWorkers',
             denoised_dot_v1_dot_worker__service__pb2.ListWorkersRequest.SerializeToString,
             denoised_dot_v1_dot_worker__service__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/denoised.v1.WorkerService/DrainWorker',
+            denoised_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.SerializeToString,
+            denoised_dot_v1_dot_worker__service__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/denoised.v1.WorkerService/ResumeWorker',
+            denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerRequest.SerializeToString,
+            denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

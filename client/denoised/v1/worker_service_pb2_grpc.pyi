@@ -27,6 +27,24 @@ class WorkerServiceStub:
     ]
     """Lists the workers, in a stable order."""
 
+    DrainWorker: grpc.UnaryUnaryMultiCallable[
+        denoised.v1.worker_service_pb2.DrainWorkerRequest,
+        denoised.v1.worker_service_pb2.DrainWorkerResponse,
+    ]
+    """Makes a worker take no more work; for admins. It runs to their ends the generations and loads that it has begun, those
+    that wait for it go to other workers, and its pipelines are built again elsewhere at their next use, or here when it
+    takes work again.
+
+    Returns when it has nothing left to do and holds nothing. A caller who leaves earlier changes nothing: ListWorkers
+    shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once.
+    """
+
+    ResumeWorker: grpc.UnaryUnaryMultiCallable[
+        denoised.v1.worker_service_pb2.ResumeWorkerRequest,
+        denoised.v1.worker_service_pb2.ResumeWorkerResponse,
+    ]
+    """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
+
     GetServerInfo: grpc.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.GetServerInfoRequest,
         denoised.v1.worker_service_pb2.GetServerInfoResponse,
@@ -41,6 +59,24 @@ class WorkerServiceAsyncStub:
         denoised.v1.worker_service_pb2.ListWorkersResponse,
     ]
     """Lists the workers, in a stable order."""
+
+    DrainWorker: grpc.aio.UnaryUnaryMultiCallable[
+        denoised.v1.worker_service_pb2.DrainWorkerRequest,
+        denoised.v1.worker_service_pb2.DrainWorkerResponse,
+    ]
+    """Makes a worker take no more work; for admins. It runs to their ends the generations and loads that it has begun, those
+    that wait for it go to other workers, and its pipelines are built again elsewhere at their next use, or here when it
+    takes work again.
+
+    Returns when it has nothing left to do and holds nothing. A caller who leaves earlier changes nothing: ListWorkers
+    shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once.
+    """
+
+    ResumeWorker: grpc.aio.UnaryUnaryMultiCallable[
+        denoised.v1.worker_service_pb2.ResumeWorkerRequest,
+        denoised.v1.worker_service_pb2.ResumeWorkerResponse,
+    ]
+    """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
 
     GetServerInfo: grpc.aio.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.GetServerInfoRequest,
@@ -58,6 +94,28 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[denoised.v1.worker_service_pb2.ListWorkersResponse, collections.abc.Awaitable[denoised.v1.worker_service_pb2.ListWorkersResponse]]:
         """Lists the workers, in a stable order."""
+
+    @abc.abstractmethod
+    def DrainWorker(
+        self,
+        request: denoised.v1.worker_service_pb2.DrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[denoised.v1.worker_service_pb2.DrainWorkerResponse, collections.abc.Awaitable[denoised.v1.worker_service_pb2.DrainWorkerResponse]]:
+        """Makes a worker take no more work; for admins. It runs to their ends the generations and loads that it has begun, those
+        that wait for it go to other workers, and its pipelines are built again elsewhere at their next use, or here when it
+        takes work again.
+
+        Returns when it has nothing left to do and holds nothing. A caller who leaves earlier changes nothing: ListWorkers
+        shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once.
+        """
+
+    @abc.abstractmethod
+    def ResumeWorker(
+        self,
+        request: denoised.v1.worker_service_pb2.ResumeWorkerRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[denoised.v1.worker_service_pb2.ResumeWorkerResponse, collections.abc.Awaitable[denoised.v1.worker_service_pb2.ResumeWorkerResponse]]:
+        """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
 
     @abc.abstractmethod
     def GetServerInfo(
