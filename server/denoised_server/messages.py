@@ -528,7 +528,8 @@ class Snapshot:
     """How a worker is; counts are since it started, sizes in bytes.
 
     `batch_sizes` observes how many requests' calls each batch joined, `step_seconds` the time between denoising steps
-    of a request, `device_seconds` has what batches took by the phase that they were of.
+    of a request, `device_seconds` has what batches took by the phase that they were of. `fused_requests` ran as one
+    `__call__` with others; kinds of request are fusible or not once it was proven.
     """
 
     total_bytes: int
@@ -547,6 +548,9 @@ class Snapshot:
     methods: tuple[MethodStats, ...] = ()
     device_seconds: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryStats = MemoryStats()
+    fused_requests: int = 0
+    fusible_kinds: int = 0
+    unfusible_kinds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,12 @@ ESTIMATE_RATIO = _define(
 CALLS = _define("engine_calls_total", Kind.COUNTER, "Component calls that generations made.", WORKER)
 BATCHES = _define("engine_batches_total", Kind.COUNTER, "Batches that component calls ran as.", WORKER)
 JOINED = _define("engine_joined_calls_total", Kind.COUNTER, "Component calls that shared a batch.", WORKER)
+FUSED = _define(
+    "engine_fused_requests_total",
+    Kind.COUNTER,
+    "Generations that ran as one call of their pipeline with others that were equal but for prompt, seed and images.",
+    WORKER,
+)
 LONE_CALLS = _define(
     "engine_lone_calls_total",
     Kind.COUNTER,

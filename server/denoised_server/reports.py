@@ -34,6 +34,7 @@ class _Counts:
     calls: int = 0
     batches: int = 0
     joined_calls: int = 0
+    fused_requests: int = 0
     lone_calls: Tally[str] = field(default_factory=Tally)
     batch_sizes: messages.Histogram | None = None
     step_seconds: messages.Histogram | None = None
@@ -51,6 +52,7 @@ class _Counts:
             calls=snapshot.calls,
             batches=snapshot.batches,
             joined_calls=snapshot.joined_calls,
+            fused_requests=snapshot.fused_requests,
             lone_calls=sum((Tally(stats.lone_calls) for stats in snapshot.methods), Tally()),
             batch_sizes=snapshot.batch_sizes,
             step_seconds=snapshot.step_seconds,
@@ -69,6 +71,7 @@ class _Counts:
             batches=self.batches + other.batches,
             joined_calls=self.joined_calls + other.joined_calls,
             lone_calls=_sum(self.lone_calls, other.lone_calls),
+            fused_requests=self.fused_requests + other.fused_requests,
             batch_sizes=_add(self.batch_sizes, other.batch_sizes),
             step_seconds=_add(self.step_seconds, other.step_seconds),
             device_seconds={
@@ -157,6 +160,7 @@ class Reports(Collector):
             (metric_set.CALLS, lambda counts: counts.calls),
             (metric_set.BATCHES, lambda counts: counts.batches),
             (metric_set.JOINED, lambda counts: counts.joined_calls),
+            (metric_set.FUSED, lambda counts: counts.fused_requests),
         )
         for definition, count in counters:
             counter = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))

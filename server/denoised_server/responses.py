@@ -453,4 +453,7 @@ def _engine(snapshot: Snapshot) -> worker_service_pb2.EngineStats:
             )
             for stats in snapshot.methods
         ],
+        fused_generation_count=snapshot.fused_requests,
+        fusible_kind_count=snapshot.fusible_kinds,
+        unfusible_kind_count=snapshot.unfusible_kinds,
     )

@@ -18,7 +18,7 @@ def pending(
     if entrant is None:
         entrant = Entrant()
         calls.enter(entrant)
-    added = Pending(name, key, entrant, rows)
+    added = Pending(name, key, [entrant], rows)
     calls.add(added)
     return added
 
@@ -100,7 +100,7 @@ def test_a_batch_that_is_slower_in_one_piece_runs_in_parts() -> None:
     calls.enter(entrant)
     for rows, seconds in ((1, 10.0), (4, 20.0), (8, 100.0)):
         for _ in range(3):
-            calls.ran([Pending("earlier", "unet", entrant, rows)], seconds, as_one=True)
+            calls.ran([Pending("earlier", "unet", [entrant], rows)], seconds, as_one=True)
     for name in "abcdefgh":
         pending(calls, name)
     assert len(calls.next(0)) == 4
@@ -120,7 +120,7 @@ def steps(calls: Coalescing[str], requests: dict[str, tuple[Entrant, Hashable, f
         calls.ran(batch, cost, as_one=True)
         for each in batch:
             got[each.call] += 1
-            pending(calls, each.call, each.key, each.entrant)
+            pending(calls, each.call, each.key, each.entrants[0])
     return got
 
 
@@ -144,7 +144,7 @@ def test_a_short_request_is_not_behind_long_ones() -> None:
     for _ in range(90):
         batch = calls.next(0)
         calls.ran(batch, 1.0, as_one=True)
-        pending(calls, batch[0].call, batch[0].key, batch[0].entrant)
+        pending(calls, batch[0].call, batch[0].key, batch[0].entrants[0])
     short, waited = Entrant(), 0
     calls.enter(short)
     for _ in range(4):
@@ -155,7 +155,7 @@ def test_a_short_request_is_not_behind_long_ones() -> None:
             calls.ran(batch, 1.0, as_one=True)
             if batch[0].call == "short":
                 break
-            pending(calls, batch[0].call, batch[0].key, batch[0].entrant)
+            pending(calls, batch[0].call, batch[0].key, batch[0].entrants[0])
     assert waited <= 4 * 4 + 1
 
 
@@ -165,7 +165,7 @@ def test_every_call_runs_exactly_once(calls: list[tuple[str | None, int]], most:
     for index, (key, priority) in enumerate(calls):
         entrant = Entrant(priority=priority)
         queue.enter(entrant)
-        queue.add(Pending(index, key, entrant))
+        queue.add(Pending(index, key, [entrant]))
     ran = []
     while batch := queue.next(0):
         assert len(batch) <= most
@@ -192,7 +192,7 @@ def test_no_request_starves(requests: list[tuple[str | None, str, int, float | N
     for index, (key, client, priority, deadline, _) in enumerate(requests):
         entrant = Entrant(client, priority, deadline, remaining=1.0)
         queue.enter(entrant)
-        queue.add(Pending(index, key, entrant))
+        queue.add(Pending(index, key, [entrant]))
     since, now = dict.fromkeys(range(len(requests)), 0), 0.0
     for _ in range(OLDEST_EVERY * (len(requests) + 1) * 2):
         batch = queue.next(now)
@@ -204,5 +204,5 @@ def test_no_request_starves(requests: list[tuple[str | None, str, int, float | N
             since[request] += 1
         for each in batch:
             since[each.call] = 0
-            queue.add(Pending(each.call, each.key, each.entrant))
+            queue.add(Pending(each.call, each.key, each.entrants))
         assert max(since.values()) <= OLDEST_EVERY * (len(requests) + 1)

@@ -27,6 +27,8 @@ COLUMNS = (
 
 METHODS = ("WORKER", "METHOD", "CALLS", "JOINED", "ALONE BECAUSE", "VERIFIED", "WITHIN", "REFUSED", "BEYOND")
 
+FUSED = ("WORKER", "FUSED", "PROVEN", "OTHERS")
+
 Engine = Annotated[bool, typer.Option("--engine", help="Show what became of calls, by component method.")]
 
 
@@ -36,7 +38,9 @@ def workers(engine: Engine = False, json: Json = False, target: Target = Default
     WEIGHTS is what pipelines hold of the budget, SAVED what sharing saves.
     JOINED is the share of calls that ran in one batch with other generations'.
     With --engine: VERIFIED kinds of joined call differ from lone ones by no more
-    than WITHIN, REFUSED ones by BEYOND or more; 1 is the tolerance.
+    than WITHIN, REFUSED ones by BEYOND or more; 1 is the tolerance. FUSED
+    generations ran as one call with others that were equal but for prompt, seed
+    and images; that was PROVEN equal for so many kinds, and not for OTHERS.
 
     [bold]Example[/bold]
     [cyan]watch denoised workers[/cyan]
@@ -49,6 +53,7 @@ def workers(engine: Engine = False, json: Json = False, target: Target = Default
     if engine:
         rows = [_method_row(worker.name, stats) for worker in found for stats in worker.engine.methods]
         print_table(METHODS, rows, right=("CALLS", "JOINED", "VERIFIED", "WITHIN", "REFUSED", "BEYOND"))
+        print_table(FUSED, [_fused_row(worker.name, worker.engine) for worker in found], right=FUSED[1:])
         return
     print_table(
         COLUMNS,
@@ -69,6 +74,15 @@ def _method_row(worker: str, stats: pb.MethodStats) -> list[str]:
         f"{stats.agreed_difference:.2g}" if stats.HasField("agreed_difference") else "",
         str(stats.refused_kind_count),
         f"{stats.refused_difference:.2g}" if stats.HasField("refused_difference") else "",
+    ]
+
+
+def _fused_row(worker: str, stats: pb.EngineStats) -> list[str]:
+    return [
+        worker,
+        str(stats.fused_generation_count),
+        str(stats.fusible_kind_count),
+        str(stats.unfusible_kind_count),
     ]
 
 

@@ -242,6 +242,9 @@ class EngineStats(google.protobuf.message.Message):
     VERIFIED_KIND_COUNT_FIELD_NUMBER: builtins.int
     REFUSED_KIND_COUNT_FIELD_NUMBER: builtins.int
     METHODS_FIELD_NUMBER: builtins.int
+    FUSED_GENERATION_COUNT_FIELD_NUMBER: builtins.int
+    FUSIBLE_KIND_COUNT_FIELD_NUMBER: builtins.int
+    UNFUSIBLE_KIND_COUNT_FIELD_NUMBER: builtins.int
     call_count: builtins.int
     """Component calls that requests made."""
     batch_count: builtins.int
@@ -252,6 +255,14 @@ class EngineStats(google.protobuf.message.Message):
     """Kinds of call that were checked against running alone and agreed."""
     refused_kind_count: builtins.int
     """Kinds of call that did not agree and always run alone."""
+    fused_generation_count: builtins.int
+    """Generations that ran as one call of their pipeline with others, which were equal but for prompt, seed, client and
+    the pixels of their images.
+    """
+    fusible_kind_count: builtins.int
+    """Kinds of generation that were checked against running alone and agreed: those of one kind run as one."""
+    unfusible_kind_count: builtins.int
+    """Kinds of generation that did not agree: they never run as one, and join others at their calls."""
     @property
     def methods(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MethodStats]:
         """The same by component method, in the order of their names."""
@@ -265,8 +276,11 @@ class EngineStats(google.protobuf.message.Message):
         verified_kind_count: builtins.int = ...,
         refused_kind_count: builtins.int = ...,
         methods: collections.abc.Iterable[global___MethodStats] | None = ...,
+        fused_generation_count: builtins.int = ...,
+        fusible_kind_count: builtins.int = ...,
+        unfusible_kind_count: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_count", b"batch_count", "call_count", b"call_count", "joined_call_count", b"joined_call_count", "methods", b"methods", "refused_kind_count", b"refused_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_count", b"batch_count", "call_count", b"call_count", "fused_generation_count", b"fused_generation_count", "fusible_kind_count", b"fusible_kind_count", "joined_call_count", b"joined_call_count", "methods", b"methods", "refused_kind_count", b"refused_kind_count", "unfusible_kind_count", b"unfusible_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
 
 global___EngineStats = EngineStats
 

@@ -45,7 +45,10 @@ class Costs:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One component call; `arguments` is None for one that stands alone, and `lone` says why."""
+    """One component call; `arguments` is None for one that stands alone, and `lone` says why.
+
+    `together` is how many requests it is of: more than one where these run as one.
+    """
 
     method: Method
     args: tuple[Any, ...]
@@ -54,6 +57,7 @@ class Call:
     overlay: Overlay
     costs: Costs
     lone: Lone = Lone.UNBATCHED
+    together: int = 1
 
     @property
     def key(self) -> Hashable | None:
@@ -96,7 +100,9 @@ class Batches:
             return Ran([self._alone(calls[0], _why_alone(calls[0]))], as_one=True)
         arguments = [call.arguments for call in calls if call.arguments is not None]
         method = calls[0].method
-        kind = (arguments[0].key, frozenset(each.rows for each in arguments), joining.dtypes(arguments))
+        # Calls of few samples beside one of many, as fused requests make it, are a kind of their own.
+        is_even = all(each.rows == arguments[0].rows for each in arguments)
+        kind = (arguments[0].key, is_even, joining.dtypes(arguments))
         seen = method.verified.get(kind)
         if seen is not None and (len(seen) == arguments[0].variable or joining.varied(arguments) <= seen):
             return self._joined(method, calls, arguments)
@@ -117,7 +123,8 @@ class Batches:
         finally:
             call.overlay.take_off()
             self._count([call], time.perf_counter() - began)
-            self.tallies[str(call.method)].lone_calls[why] += 1
+            if call.together == 1:
+                self.tallies[str(call.method)].lone_calls[why] += 1
 
     def _joined(self, method: Method, calls: list[Call], arguments: list[Arguments]) -> Ran:
         began = time.perf_counter()
@@ -165,7 +172,7 @@ class Batches:
         return outcomes
 
     def _count(self, calls: list[Call], seconds: float) -> None:
-        joined = len(calls)
+        joined = sum(call.together for call in calls)
         self.sizes.observe(joined)
         tally = self.tallies[str(calls[0].method)]
         tally.calls += joined
@@ -188,8 +195,9 @@ def _why_alone(call: Call) -> Lone:
 
 
 def _telling(calls: list[Arguments], seen: frozenset[int]) -> list[int]:
-    """Positions of few calls that show what a batch of them all would: each number of rows, each place that differs."""
-    chosen = {next(index for index, call in enumerate(calls) if call.rows == rows) for rows in {c.rows for c in calls}}
+    """Positions of few calls that show what a batch of them all would: two numbers of rows, each place that differs."""
+    rows = [call.rows for call in calls]
+    chosen = {rows.index(number) for number in sorted(set(rows))[:2]}
     for place in joining.varied(calls) - seen:
         chosen |= {0, next(index for index, call in enumerate(calls) if place in joining.varied([calls[0], call]))}
     return sorted(chosen if len(chosen) > 1 else {0, 1})

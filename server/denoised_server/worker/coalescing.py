@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -26,13 +26,13 @@ KINDS = 1024
 class Pending(Generic[T]):
     """One call that a request waits for.
 
-    `key` says which calls it may be joined with: those with an equal one. None stands alone. `rows` is how many samples
-    it has.
+    `key` says which calls it may be joined with: those with an equal one. None stands alone. `entrants` are those who
+    wait for it, at least one; they may become fewer. `rows` is how many samples it has.
     """
 
     call: T
     key: Hashable | None
-    entrant: Entrant
+    entrants: Sequence[Entrant]
     rows: int = 1
     arrival: int = 0
 
@@ -93,9 +93,15 @@ class Coalescing(Generic[T]):
         if lead.key is not None:
             fitting = [pending for pending in self._waiting if pending.key == lead.key and pending is not lead]
             fitting.sort(key=lambda pending: self._order(pending, now))
-            batch += fitting[: self.max_joined - 1]
+            room = self.max_joined - len(lead.entrants)
+            for pending in fitting:
+                room -= len(pending.entrants)
+                if room < 0:
+                    break
+                batch.append(pending)
             if times := self._times.get(lead.key):
-                del batch[times.count([pending.rows for pending in batch], _patience(lead.entrant, now)) :]
+                patience = min(_patience(entrant, now) for entrant in lead.entrants)
+                del batch[times.count([pending.rows for pending in batch], patience) :]
         taken = {id(pending) for pending in batch}
         self._waiting = [pending for pending in self._waiting if id(pending) not in taken]
         return batch
@@ -104,7 +110,8 @@ class Coalescing(Generic[T]):
         """Says what a batch took on the device, and whether it ran as one."""
         rows = sum(pending.rows for pending in batch)
         for pending in batch:
-            self._fairness.charge(pending.entrant, seconds * pending.rows / rows)
+            for entrant in pending.entrants:
+                self._fairness.charge(entrant, seconds * pending.rows / rows / len(pending.entrants))
         key = batch[0].key
         if as_one and key is not None:
             self._times.setdefault(key, BatchTimes()).learn(rows, seconds)
@@ -112,13 +119,22 @@ class Coalescing(Generic[T]):
             if len(self._times) > KINDS:
                 self._times.popitem(last=False)
 
+    def worth(self, key: Hashable, rows: Sequence[int]) -> int:
+        """How many calls with so many samples each are worth joining, of those given."""
+        times = self._times.get(key)
+        return times.count(rows) if times else len(rows)
+
     def _order(self, pending: Pending[T], now: float) -> tuple[float, ...]:
-        entrant, deadline = pending.entrant, math.inf
-        if entrant.deadline is not None and now + URGENT * entrant.remaining >= entrant.deadline:
-            deadline = entrant.deadline
         times = self._times.get(pending.key)
         cost = times.estimate(pending.rows) if times else 0.0
-        return -entrant.priority, deadline, *self._fairness.standing(entrant, cost), pending.arrival
+        cost /= len(pending.entrants)
+        return *min(self._rank(entrant, cost, now) for entrant in pending.entrants), pending.arrival
+
+    def _rank(self, entrant: Entrant, cost: float, now: float) -> tuple[float, ...]:
+        deadline = math.inf
+        if entrant.deadline is not None and now + URGENT * entrant.remaining >= entrant.deadline:
+            deadline = entrant.deadline
+        return -entrant.priority, deadline, *self._fairness.standing(entrant, cost)
 
 
 def _patience(entrant: Entrant, now: float) -> float:

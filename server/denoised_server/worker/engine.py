@@ -12,8 +12,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
 
 import greenlet
 import torch
@@ -23,6 +23,8 @@ from .batches import Batches, Call, Costs, Outcome
 from .coalescing import Coalescing, Pending
 from .construction import Construction
 from .fairness import Entrant
+from .fusing import Fusing
+from .joining import NotJoinableError
 from .overlay import Overlay
 from .randomness import Randomness
 from .seam import Caller, Method
@@ -30,42 +32,83 @@ from .tallies import Lone
 
 logger = logging.getLogger(__name__)
 
+# Priority of what nobody waits for: it comes along with others, and else it runs when nothing else does.
+LAST = -(1 << 31)
+
 
 class Cancelled(BaseException):
     """Raised in a request at its next call. Not an Exception: pipelines catch those."""
 
 
-class Request:
-    """One run of a pipeline.
+class Work(Protocol):
+    """What a request runs; all of it is called on the engine's thread."""
 
-    `run` is called on the engine's thread. `finish` is called there once, with the request and with what `run` returned
-    or raised; it must not take long. `done` says what share of its steps is behind it, where that is known.
+    @property
+    def kind(self) -> Hashable:
+        """Equal for work that may be fused; None for work that runs by itself."""
+
+    @property
+    def randomness(self) -> Randomness | None: ...
+
+    def run(self) -> Any: ...
+
+    def done(self) -> float:
+        """What share of its steps is behind it, from 0 to 1; 0 while that is not known."""
+
+    def fuse(self, others: Sequence[Any]) -> Work:
+        """Work that comes to what this and others of its kind come to, at less cost."""
+
+    def share(self, result: Any) -> list[Any]:
+        """What fused work came to, as a result for each."""
+
+    def leave(self) -> None:
+        """Nobody waits for this any more; what it was fused into goes on."""
+
+    def proof(self) -> tuple[Work, Work]:
+        """Other work of this kind, and both as one."""
+
+    def agrees(self, result: Any, alone: Sequence[Any]) -> bool:
+        """Whether fused work came to what each comes to alone."""
+
+
+class Request:
+    """One piece of work that somebody waits for.
+
+    `finish` is called on the engine's thread once, with the request and with what the work returned or raised; it must
+    not take long.
     """
 
     def __init__(
         self,
-        run: Callable[[], Any],
+        work: Work,
         finish: Callable[[Request, Outcome], None],
         *,
         entrant: Entrant | None = None,
         alone: bool = False,
-        randomness: Randomness | None = None,
-        done: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.run, self.finish, self.alone, self.done = run, finish, alone, done
+        self.work, self.finish, self.alone = work, finish, alone
+        self.kind = None if alone else work.kind
         self.entrant = entrant or Entrant()
-        self.randomness = randomness
         self.is_cancelled = False
         self.costs = Costs()
 
 
 class _Runner(Caller):
-    """The greenlet of one request, and what the request has changed."""
+    """The greenlet of one request, or of several as one, and what their run has changed.
 
-    def __init__(self, request: Request, hub: greenlet.greenlet) -> None:
-        super().__init__(request.run, hub)
-        self.request, self.hub = request, hub
-        self.changes = self.overlay = Overlay(request.randomness)
+    `requests` are all of them, `waiting` those that were not cancelled meanwhile; `entrants` are theirs.
+    """
+
+    def __init__(self, requests: Sequence[Request], hub: greenlet.greenlet) -> None:
+        first, *others = requests
+        self.work = first.work.fuse([other.work for other in others]) if others else first.work
+        super().__init__(self.work.run, hub)
+        self.requests, self.waiting, self.hub = requests, list(requests), hub
+        self.entrants = [request.entrant for request in requests]
+        self.costs = Costs()
+        for request in requests:
+            request.costs = self.costs
+        self.changes = self.overlay = Overlay(self.work.randomness)
         self.pending: Pending[_Waiting] | None = None
         self.is_parked = False
 
@@ -89,6 +132,7 @@ class Engine:
     def __init__(self, construction: Construction, *, max_joined: int, device: torch.device) -> None:
         self._construction, self._device = construction, device
         self._coalescing: Coalescing[_Waiting] = Coalescing(max_joined)
+        self._fusing = Fusing(max_joined, self._coalescing.worth)
         self.batches = Batches()
         self._running: set[_Runner] = set()
         self._inbox: deque[Request] = deque()
@@ -148,25 +192,73 @@ class Engine:
 
     def _step(self, hub: greenlet.greenlet) -> bool:
         """Starts what is new, drops what is cancelled, runs one batch; says whether there may be more to do."""
+        self._start_new(hub)
+        for runner in [runner for runner in self._running if any(one.is_cancelled for one in runner.waiting)]:
+            self._cancel(runner)
+        while self._answers:
+            request, value = self._answers.popleft()
+            for runner in [runner for runner in self._running if request in runner.waiting and runner.is_parked]:
+                self._resume(runner, Outcome(value))
+        if batch := self._coalescing.next(time.monotonic()):
+            self._run_batch(batch)
+        return bool(len(self._coalescing) or self._inbox or self._answers)
+
+    def _start_new(self, hub: greenlet.greenlet) -> None:
+        """Those that have come since the last turn and are of one kind may run as one."""
+        arrived: dict[Hashable, list[Request]] = {}
         while self._inbox:
             request = self._inbox.popleft()
             if request.is_cancelled:
                 request.finish(request, Outcome(error=Cancelled()))
             else:
-                runner = _Runner(request, hub)
+                arrived.setdefault(request if request.kind is None else request.kind, []).append(request)
+        for kind, requests in arrived.items():
+            if self._fusing.wants_proof(kind, len(requests)):
+                self._prove(requests[0])
+            for group in self._fusing.groups(kind, requests):
+                runner = _Runner(group, hub)
                 self._running.add(runner)
-                self._coalescing.enter(request.entrant)
+                for entrant in runner.entrants:
+                    self._coalescing.enter(entrant)
                 self._switch(runner, runner.switch)
-        for runner in [runner for runner in self._running if runner.request.is_cancelled]:
+
+    def _prove(self, request: Request) -> None:
+        """Runs beside a request another one of its kind, and both as one, and compares."""
+        like, both = request.work.proof()
+        outcomes: dict[Work, Outcome] = {}
+
+        def finished(one: Request, outcome: Outcome) -> None:
+            outcomes[one.work] = outcome
+            if outcome.error is not None:
+                for other in shadows:
+                    other.is_cancelled = True
+            if len(outcomes) == 3:
+                alone = outcomes[request.work], outcomes[like]
+                is_equal = _verdict(*alone, outcomes[both], request.work.agrees)
+                self._fusing.judge(request.kind, is_equal)
+                if is_equal is not None:
+                    self.batches.counts["fusible_kinds" if is_equal else "unfusible_kinds"] += 1
+
+        def finish_first(one: Request, outcome: Outcome) -> None:
+            finished(one, outcome)
+            finish(one, outcome)
+
+        finish, request.finish = request.finish, finish_first
+        shadows = [Request(work, finished, entrant=Entrant("engine", priority=LAST)) for work in (like, both)]
+        for shadow in shadows:
+            shadow.kind = None
+        self._inbox.extend(shadows)
+
+    def _cancel(self, runner: _Runner) -> None:
+        gone = [request for request in runner.waiting if request.is_cancelled]
+        if len(gone) == len(runner.waiting):
             if runner.is_parked or (runner.pending is not None and self._coalescing.discard(runner.pending)):
                 self._resume(runner, Outcome(error=Cancelled()))
-        while self._answers:
-            request, value = self._answers.popleft()
-            for runner in [runner for runner in self._running if runner.request is request and runner.is_parked]:
-                self._resume(runner, Outcome(value))
-        if batch := self._coalescing.next(time.monotonic()):
-            self._run_batch(batch)
-        return bool(len(self._coalescing) or self._inbox or self._answers)
+            return
+        for request in gone:
+            request.work.leave()
+            self._leave(runner, request)
+            request.finish(request, Outcome(error=Cancelled()))
 
     def _run_batch(self, batch: list[Pending[_Waiting]]) -> None:
         began = time.perf_counter()
@@ -177,9 +269,12 @@ class Engine:
         done = [pending for pending, outcome in outcomes if outcome is not None]
         self._coalescing.ran(done, seconds, as_one=ran.as_one)
         for pending in done:
-            request = pending.call.runner.request
-            if share := request.done():
-                request.entrant.remaining = request.costs.device_seconds * (1 - share) / share
+            runner = pending.call.runner
+            together = len(runner.requests)
+            self._fusing.called(runner.requests[0].kind, pending.key, pending.rows // together, seconds)
+            if share := runner.work.done():
+                for entrant in runner.entrants:
+                    entrant.remaining = runner.costs.device_seconds * (1 - share) / share
         for pending, outcome in outcomes:
             if outcome is not None:
                 self._resume(pending.call.runner, outcome)
@@ -210,27 +305,65 @@ class Engine:
             self._add(runner, *told)
 
     def _add(self, runner: _Runner, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        request = runner.request
-        request.costs.calls += 1
-        self.batches.counts["calls"] += 1
+        together = len(runner.requests)
+        runner.costs.calls += 1
+        self.batches.counts["calls"] += together
         lone, arguments = self._why_alone(runner, method), None
         if lone is None:
             arguments = joining.describe(method.parameters, args, kwargs)
-        call = Call(method, args, kwargs, arguments, runner.changes, request.costs, lone or Lone.UNBATCHED)
-        rows = arguments.rows if arguments is not None else 1
-        runner.pending = Pending(_Waiting(runner, call), call.key, request.entrant, rows)
+        call = Call(method, args, kwargs, arguments, runner.changes, runner.costs, lone or Lone.UNBATCHED, together)
+        rows = arguments.rows if arguments is not None else together
+        runner.pending = Pending(_Waiting(runner, call), call.key, runner.entrants, rows)
         self._coalescing.add(runner.pending)
 
     def _why_alone(self, runner: _Runner, method: Method) -> Lone | None:
-        if runner.request.alone:
+        if runner.requests[0].alone:
             return Lone.FORBIDDEN
         if runner.changes.touches(method.module):
             # What a request has changed is in force for its own calls only.
             return Lone.CHANGED
-        # Nobody joins one that is by itself.
-        return Lone.UNMATCHED if len(self._running) == 1 and not self._inbox else None
+        # Nobody joins one that is by itself; how long fused ones take is worth knowing all the same.
+        is_by_itself = len(self._running) == len(runner.requests) == 1 and not self._inbox
+        return Lone.UNMATCHED if is_by_itself else None
 
     def _end(self, runner: _Runner, outcome: Outcome) -> None:
         self._running.discard(runner)
-        self._coalescing.leave(runner.request.entrant)
-        runner.request.finish(runner.request, outcome)
+        waiting = list(runner.waiting)
+        for request in waiting:
+            self._leave(runner, request)
+        if len(runner.requests) == 1:
+            for request in waiting:
+                request.finish(request, outcome)
+            return
+        results: Sequence[Any] | None = None
+        if outcome.error is None:
+            try:
+                results = runner.work.share(outcome.value)
+            except NotJoinableError:
+                logger.debug("what fused requests came to cannot be taken apart")
+        if results is not None:
+            self.batches.counts["fused_requests"] += len(runner.requests)
+            for request, result in zip(runner.requests, results, strict=True):
+                if request in waiting:
+                    request.finish(request, Outcome(result))
+        elif isinstance(outcome.error, Cancelled):
+            for request in waiting:
+                request.finish(request, outcome)
+        else:
+            # Out of memory, or one request's values: only those that fail alone fail.
+            self._fusing.failed(runner.requests[0].kind, len(runner.requests))
+            for request in waiting:
+                request.kind = None
+            self._inbox.extend(waiting)
+
+    def _leave(self, runner: _Runner, request: Request) -> None:
+        runner.waiting.remove(request)
+        runner.entrants.remove(request.entrant)
+        self._coalescing.leave(request.entrant)
+
+
+def _verdict(alone: Outcome, like: Outcome, both: Outcome, agrees: Callable[..., bool]) -> bool | None:
+    """Whether a proof holds; None when it shows nothing."""
+    if alone.error is not None or like.error is not None or isinstance(both.error, Cancelled):
+        return None
+    return both.error is None and agrees(both.value, (alone.value, like.value))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from denoised_server.messages import Finished, Generate, NoiseScheduler, Progres
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from . import features, noise_schedulers, pictures, prompt_encoding, recordings
+from . import features, fused, noise_schedulers, pictures, prompt_encoding, recordings
 from .batches import Costs
 from .callbacks import Callbacks
 from .encoding import Encoding
@@ -38,6 +40,8 @@ from .randomness import Randomness
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Of what runs beside a request to prove that it may be fused.
+OTHER_SEED = 1
 MISSHAPEN = re.compile(r"\b(shapes?|sizes?|dimensions?|channels|dtype)\b")
 
 
@@ -143,11 +147,13 @@ class Generation:
     ) -> None:
         self._command, self._pipeline, self._device, self._enabled = command, pipeline, device, enabled
         self._adapter_digests, self._max_pixels = adapter_digests, max_pixels
+        self._emit, self._step_seconds, self._is_left = emit, step_seconds, False
         self._media: dict[str, tuple[str, str]] = {}
 
         self._callbacks = Callbacks(command.callbacks, pipeline, emit)
         self._steps = Steps(emit, step_seconds, command.progress_interval, self._step_ended)
         self._view = pipeline
+        self._members: Sequence[Generation] = ()
         self._generators: list[torch.Generator] = []
         self._arguments: dict[str, Any] = {}
         self._began = 0.0
@@ -175,6 +181,66 @@ class Generation:
     def randomness(self) -> Randomness | None:
         """For what the pipeline draws from no generator of the request's; None where it has none."""
         return Randomness(self._generators[0].initial_seed(), self._device) if self._generators else None
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for those that `fuse` may run as one; None for one that runs by itself. To be asked when prepared."""
+        command = self._command
+        if command.method or command.callbacks or command.adapters is not None or len(self._generators) != 1:
+            return None
+        likeness = fused.likeness(self._arguments, self._media)
+        if likeness is None:
+            return None
+        return fused.identity(self._pipeline), fused.plain(self._enabled), likeness
+
+    def fuse(self, others: Sequence[Generation]) -> Generation:
+        """One that runs this one and others of its kind as one `__call__`; they share its result."""
+        members = (self, *others)
+
+        def tell(event: Progress | StepEnd) -> None:
+            for member in members:
+                if not member._is_left:
+                    member._emit(event)
+
+        together = self._another(self._command, tell, self._step_seconds)
+        together._members = members
+        together._generators = [generator for member in members for generator in member._make_generators()]
+        together._arguments = fused.together([member._arguments for member in members])
+        together._arguments["generator"] = together._generators
+        return together
+
+    def share(self, result: Any) -> list[Any]:
+        """What came of fused ones, as each one's own. Raises NotJoinableError."""
+        parts = fused.parts(result, len(self._members))
+        for member, generator in zip(self._members, self._generators, strict=True):
+            member._run_seconds, member._generators = self._run_seconds, [generator]
+        return parts
+
+    def proof(self) -> tuple[Generation, Generation]:
+        """Another one of its kind that nobody asked for, and both as one."""
+        command = replace(self._command, seeds=(OTHER_SEED,), generators=())
+        unheard = Observations(STEP_SECONDS_BOUNDS)
+        like = self._another(command, lambda *_: None, unheard)
+        like._generators = list(like._make_generators())
+        like._arguments = fused.otherwise(self._arguments) | {"generator": like._generators[0]}
+        both = self.fuse([like])
+        both._steps = Steps(lambda *_: None, unheard, math.inf, both._step_ended)
+        return like, both
+
+    def agrees(self, result: Any, alone: Sequence[Any]) -> bool:
+        """Whether fused ones came to what each comes to alone, but for rounding."""
+        return all(map(fused.agree, fused.parts(result, len(alone)), alone, itertools.repeat(self._pipeline.dtype)))
+
+    def _another(
+        self, command: Generate, emit: Callable[[Progress | StepEnd], None], step_seconds: Observations
+    ) -> Generation:
+        return Generation(
+            command, self._pipeline, self._device, emit, step_seconds, self._enabled, max_pixels=self._max_pixels
+        )
+
+    def leave(self) -> None:
+        """Nobody waits for it any more; what it was fused into goes on."""
+        self._is_left = True
 
     def run(self) -> Any:
         """On the engine's thread: diffusers' own call, on a view of the pipeline that is this request's alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,14 +23,16 @@ class Picture(Image.Image):
 
     def __init__(self, mode: str, size: tuple[int, int], make: Callable[[], Image.Image]) -> None:
         self._make: Callable[[], Image.Image] | None = None
+        # It may be encoded on one thread and compared on another.
+        self._making = threading.Lock()
         super().__init__()
         self._mode, self._size, self._make = mode, size, make
 
     @property
     def im(self) -> Any:
-        if self._make is not None:
-            make, self._make = self._make, None
-            self._im = make().im
+        with self._making:
+            if self._make is not None:
+                self._im, self._make = self._make().im, None
         return self._im
 
     @im.setter

@@ -348,12 +348,10 @@ class Worker:
             finish = partial(self._finish, task, generation)
             deadline = None if command.timeout is None else time.monotonic() + command.timeout
             request = Request(
-                generation.run,
+                generation,
                 finish,
                 entrant=Entrant(command.client, command.priority, deadline),
                 alone=command.forbid_batching,
-                randomness=generation.randomness,
-                done=generation.done,
             )
             with self._lock:
                 task.request, request.is_cancelled = request, task.is_cancelled
@@ -483,6 +481,9 @@ class Worker:
             step_seconds=self._step_seconds.histogram(),
             device_seconds=dict(self._engine.batches.device_seconds),
             memory=self._memory_stats(held),
+            fused_requests=counts["fused_requests"],
+            fusible_kinds=counts["fusible_kinds"],
+            unfusible_kinds=counts["unfusible_kinds"],
         )
 
     def _memory_stats(self, held: Sequence[HeldComponent]) -> MemoryStats:
