@@ -54,7 +54,9 @@ POOL = {
     },
 }
 OWN_SETTINGS = ("address", "metrics_address", "tls_cert", "tls_key", "tls_client_ca", "tokens_file", "state_dir",
-                "drain_grace", "insecure", "preload")  # fmt: skip
+                "drain_grace", "insecure", "preload", "readiness_probe")  # fmt: skip
+# The daemon takes a preload as one text, with commas between its fields.
+FIELD = {"type": "string", "pattern": "^[^,]*$"}
 DEFINITIONS = {
     "settings": {
         "type": "object",
@@ -68,12 +70,12 @@ DEFINITIONS = {
             "additionalProperties": False,
             "required": ["repo", "id"],
             "properties": {
-                "repo": {"type": "string", "minLength": 1},
+                "repo": {"type": "string", "pattern": "^[^,]+$"},
                 "id": {"type": "string", "pattern": "^[a-z][-a-z0-9]{0,62}$"},
-                "task": {"type": "string"},
-                "dtype": {"type": "string"},
-                "variant": {"type": "string"},
-                "revision": {"type": "string"},
+                "task": FIELD,
+                "dtype": FIELD,
+                "variant": FIELD,
+                "revision": FIELD,
             },
         },
     },
@@ -85,6 +87,7 @@ SPECIAL: dict[str, Any] = {
     "pools": {"type": "array", "minItems": 1, "items": POOL},
     "settings": {"$ref": "#/$defs/settings"},
     "preloads": {"$ref": "#/$defs/preloads"},
+    "readinessProbe": {"enum": ["load", "generate"]},
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
     "image.pullSecrets": {"type": "array", "items": {"type": "string"}},
     "service.port": PORT,

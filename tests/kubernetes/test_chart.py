@@ -14,11 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 from denoised_server.config import Settings
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from tests import tools
+from tests.certificates import Authority
 from tests.daemon import Daemon
 from tests.tools import ROOT
 
@@ -197,6 +201,8 @@ def test_secrets_are_only_referred_to() -> None:
         ("autoscaling.kind=magic", "value must be one of"),
         ("no.such.value=1", "additional properties 'no' not allowed"),
         ("service.port=99999", "maximum"),
+        ("readinessProbe=magic", "value must be one of"),
+        ("preloads[0].repo=a\\,b,preloads[0].id=a", "pattern"),
     ],
 )
 def test_values_that_cannot_work_are_refused(setting: str, reason: str) -> None:
@@ -222,40 +228,70 @@ def test_the_rendered_rules_are_valid(tmp_path: Path) -> None:
     assert "https://example.org/runbook.md#denoiseddown" in file.read_text()
 
 
+def here(text: str, folder: Path) -> str:
+    """With files and folders of this machine for those of the image."""
+    return text.replace("/etc/denoised", str(folder)).replace("/models", str(folder))
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Path:
+    """A folder with what a pod has in /etc/denoised: certificates and tokens."""
+    folder = tmp_path / "etc"
+    for part in ("tls", "tokens"):
+        (folder / part).mkdir(parents=True)
+    authority = Authority(folder / "tls" / "ca.crt")
+    authority.issue(folder / "tls", "tls")
+    secret = tools.run(
+        sys.executable, "-m", "denoised", "token", "create", "painter", "--file", folder / "tokens" / "tokens"
+    )
+    (folder / "token").write_text(secret.strip())
+    return folder
+
+
 @each_values
-def test_the_commands_of_the_chart_run_here(values: Path | None, tmp_path: Path) -> None:
-    """The container's own command and settings, with files and folders of this machine for those of the image."""
-    if values and values.stem != "cpu":
-        pytest.skip("its settings need GPUs or certificates")
-    for document in of_kind(values, "StatefulSet"):
-        (container,) = document["spec"]["template"]["spec"]["containers"]
-        (config,) = [
-            each["data"]["denoised.toml"]
-            for each in of_kind(values, "ConfigMap")
-            if each["metadata"]["name"] == document["metadata"]["name"]
-        ]
-        file = tmp_path / "denoised.toml"
-        file.write_text(re.sub(r"^(address|metrics_address|state_dir|device) = .*$", "", config, flags=re.MULTILINE))
-        command = container["command"]
-        assert command[:2] == ["denoised", "serve"]
-        options = [str(file) if part == "/etc/denoised/denoised.toml" else part for part in command[2:]]
-        with Daemon(tmp_path / "state", *options) as daemon:
-            assert "grpc" in container["readinessProbe"]
-            port = daemon.target.rpartition(":")[2]
-            # What the kubelet does for a gRPC probe, and the image for its health check.
-            health: list[str | Path] = [Path(sys.executable).parent / "denoised", "health"]
-            done = subprocess.run(
-                health, env=os.environ | {"DENOISED_TARGET": f"localhost:{port}"}, capture_output=True, text=True
-            )
-            assert (done.returncode, done.stdout.strip()) == (0, "serving"), done.stderr
-            if values:
-                preload = container["lifecycle"]["postStart"]["exec"]["command"]
-                path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-                tools.run(*preload, PATH=path, DENOISED_TARGET=daemon.target)
-                with daemon.client() as client:
-                    pipe = client.pipeline("smoke")
-                    assert pipe.info.pinned
-            probe = container["livenessProbe"]["httpGet"]
-            with urllib.request.urlopen(daemon.metrics_url.replace("/metrics", probe["path"]), timeout=10) as answer:
-                assert answer.status == 200
-            assert daemon.metrics()
+def test_the_commands_of_the_chart_run_here(values: Path | None, etc: Path, tmp_path: Path) -> None:
+    """The container's own command, settings and environment, and what the kubelet asks by its probes."""
+    document = of_kind(values, "StatefulSet")[-1]
+    (container,) = document["spec"]["template"]["spec"]["containers"]
+    (config,) = [
+        each["data"]["denoised.toml"]
+        for each in of_kind(values, "ConfigMap")
+        if each["metadata"]["name"] == document["metadata"]["name"]
+    ]
+    file = etc / "denoised.toml"
+    config = re.sub(r"^(address|metrics_address|state_dir|device) = .*$", "", config, flags=re.MULTILINE)
+    file.write_text(here(config, etc))
+    assert container["command"][:2] == ["denoised", "serve"]
+    variables = {
+        each["name"]: here(each["value"], etc)
+        for each in container["env"]
+        if "value" in each and each["name"].startswith("DENOISED_")
+    }
+    with Daemon(tmp_path / "state", *(here(part, etc) for part in container["command"][2:])) as daemon:
+        port = daemon.target.rpartition(":")[2]
+        # What `kubectl exec` asks and a gRPC probe does; a probe over TLS asks the metrics' port.
+        asked: dict[str, Any] = {
+            **variables,
+            "DENOISED_TARGET": daemon.target,
+            "DENOISED_TOKEN": (etc / "token").read_text(),
+        }
+        assert variables["DENOISED_TARGET"] == "localhost:50051"
+        assert tools.run(Path(sys.executable).parent / "denoised", "health", **asked).strip() == "serving"
+        probes = [container[name] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+        for probe in probes:
+            if "grpc" in probe:
+                assert probe["grpc"] == {"port": 50051}
+                with grpc.insecure_channel(f"localhost:{port}") as channel:
+                    answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=10)
+                assert answer.status == HealthCheckResponse.SERVING
+            else:
+                url = daemon.metrics_url.replace("/metrics", probe["httpGet"]["path"])
+                with urllib.request.urlopen(url, timeout=10) as page:
+                    assert page.status == 200
+        assert ("grpc" in container["readinessProbe"]) == ("DENOISED_CA" not in variables)
+        listed = json.loads(tools.run(Path(sys.executable).parent / "denoised", "ps", "--json", **asked))
+        assert [(each["name"], each["pinned"]) for each in listed] == (
+            [("pipelines/smoke", True)] if "preload" in config else []
+        )
+        generates = 'readiness_probe = "generate"' in config
+        assert (daemon.metric("denoised_images_total") >= 1) == generates

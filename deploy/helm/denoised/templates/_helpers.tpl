@@ -54,6 +54,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else -}}
 {{- $_ := set $own "insecure" true -}}
 {{- end -}}
+{{- $preload := list -}}
+{{- range $each := concat $root.Values.preloads (default list .pool.preloads) -}}
+{{- $text := printf "%s,id=%s" $each.repo $each.id -}}
+{{- range $field := list "task" "dtype" "revision" "variant" -}}
+{{- with get $each $field -}}{{- $text = printf "%s,%s=%s" $text $field . -}}{{- end -}}
+{{- end -}}
+{{- $preload = append $preload $text -}}
+{{- end -}}
+{{- if $preload -}}
+{{- $_ := set $own "preload" $preload -}}
+{{- $_ := set $own "readiness_probe" $root.Values.readinessProbe -}}
+{{- end -}}
 {{- if $root.Values.tokens.existingSecret -}}
 {{- $_ := set $own "tokens_file" "/etc/denoised/tokens/tokens" -}}
 {{- end -}}
