@@ -25,6 +25,7 @@
     │   ├── SourceNotAllowedError
     │   ├── NotAPipelineError
     │   ├── DamagedWeightsError
+    │   ├── WeightsChangedError       files changed since the pipeline was loaded from them
     │   ├── QuantizationUnavailableError    the backend is not installed, or does not run there
     │   └── AdapterMismatchError      the adapter does not fit the pipeline
     ├── TaskNotSupportedError (ValueError, as diffusers raises)
@@ -252,6 +253,13 @@ class DamagedWeightsError(LoadError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_WEIGHTS"
+
+
+class WeightsChangedError(LoadError):
+    """Weights that had left memory cannot be read again: their files are not what they were."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "WEIGHTS_CHANGED"
 
 
 class QuantizationUnavailableError(LoadError):

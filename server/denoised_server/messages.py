@@ -23,6 +23,7 @@ class WorkerSettings:
     share of the device. `allow_dirs` are the directories that weights may be read from; `max_joined` the most requests
     that one batch may join; `verbose` turns DEBUG logging on; `log_format` is "text" or "json". `max_pixels` bounds
     each picture that is decoded. `allow_repos`, `pinned_revisions` and `allow_pickle` are the settings of these names.
+    `host_bytes` is what weights that have left the device may take of the host's memory.
     """
 
     device: str
@@ -40,6 +41,7 @@ class WorkerSettings:
     working_set: int | float = 0.0
     headroom: int | float = 0.0
     part: float = 1.0
+    host_bytes: int = 0
 
 
 # What to build
@@ -178,6 +180,18 @@ class Access:
     force_download: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How the components of a pipeline are kept on the device.
+
+    While it is `pinned` they never leave. After `keep_alive` seconds without a use they do even when nobody needs their
+    room; None leaves them until somebody does.
+    """
+
+    pinned: bool = False
+    keep_alive: float | None = None
+
+
 # Commands. `pipeline` is a handle, "pipelines/{id}".
 
 
@@ -188,6 +202,7 @@ class Load:
     pipeline: str
     recipe: Recipe
     access: Access = Access()
+    keep: Keep = Keep()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +217,7 @@ class Derive:
     derivation: Derivation | None
     settings: PipelineSettings = PipelineSettings()
     access: Access = Access()
+    keep: Keep = Keep()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +288,14 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep the components of a live pipeline like this from now on. Not answered."""
+
+    pipeline: str
+    keep: Keep
+
+
+@dataclass(frozen=True, slots=True)
 class Unload:
     """Let go of a pipeline. Answered by Unloaded. Its generations must have ended or been cancelled."""
 
@@ -292,7 +316,7 @@ class Beat:
     interval: float
 
 
-Command = Load | Derive | Update | Generate | Reply | Unload | Watch | Beat
+Command = Load | Derive | Update | Generate | Reply | Hold | Unload | Watch | Beat
 
 
 # Events

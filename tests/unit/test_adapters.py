@@ -15,7 +15,6 @@ from denoised.errors import (
     AdapterNotFoundError,
     DamagedWeightsError,
     InvalidFieldError,
-    NoRoomError,
     RepoNotFoundError,
     SourceNotAllowedError,
 )
@@ -213,9 +212,10 @@ def test_idle_adapters_make_room_for_pipelines(checkpoint_dir: Path, sd_checkpoi
         driver.generate("pipelines/a", **request(0), adapters=(adapter(loras, "a"),)).result()
         driver.load("pipelines/b", other)
         assert not [part for part in driver.snapshot().components if part.class_name == "LoRA"]
-        with pytest.raises(NoRoomError):
-            driver.generate("pipelines/a", **request(0), adapters=(adapter(loras, "a"),)).result()
-        assert driver.snapshot().weight_bytes == budget - 1000
+        # And idle pipelines for adapters that a request wants.
+        driver.generate("pipelines/a", **request(0), adapters=(adapter(loras, "a"),)).result()
+        assert {part.class_name for part in driver.snapshot().components if part.residency == "disk"}
+        assert driver.snapshot().weight_bytes <= budget
     finally:
         driver.close()
 

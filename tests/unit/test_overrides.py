@@ -13,13 +13,12 @@ import torch
 from denoised.errors import (
     InvalidFieldError,
     InvalidNoiseSchedulerError,
-    NeverFitsError,
     NoRoomError,
     NotAPipelineError,
     SourceNotAllowedError,
     TaskNotSupportedError,
 )
-from denoised_server.messages import ComponentSource, Derivation, Load, Loaded, Override, Recipe, Snapshot, Spec
+from denoised_server.messages import ComponentSource, Derivation, Keep, Load, Loaded, Override, Recipe, Snapshot, Spec
 from diffusers import (
     ControlNetModel,
     DDPMScheduler,
@@ -317,12 +316,13 @@ def test_a_derivation_that_does_not_fit_is_refused_before_it_is_read(
     probe.close()
     driver = Driver(checkpoint_dir, budget=size + 1000)
     try:
-        driver.load("pipelines/a", sd_checkpoint)
+        # What is pinned stays.
+        spec = Recipe(Spec(str(sd_checkpoint), task="text-to-image"))
+        driver.start(Load("pipelines/a", spec, keep=Keep(pinned=True))).result()
         before = books(driver.snapshot())
         source = ComponentSource(str(controlnets[0]))
-        with pytest.raises(NeverFitsError):
+        with pytest.raises(NoRoomError):
             derive(driver, "pipelines/b", "pipelines/a", controlnet=source)
-        # What takes the place of something would fit without the source.
         other = checkpoints.stable_diffusion(checkpoint_dir / "other-unet", seed=9)
         with pytest.raises(NoRoomError):
             derive(driver, "pipelines/b", "pipelines/a", unet=ComponentSource(str(other), "unet"))

@@ -307,7 +307,7 @@ def test_a_component_from_elsewhere_is_the_class_that_it_says(
 def test_a_budget_counts_components_from_elsewhere(checkpoint_dir: Path, sd_checkpoint: Path, tmp_path: Path) -> None:
     other = checkpoints.stable_diffusion(tmp_path / "other", seed=7)
     overrides = {role: ComponentSource(str(other), subfolder=role) for role in ("unet", "vae")}
-    driver = Driver(checkpoint_dir, tmp_path, budget=4_000_000)
+    driver = Driver(checkpoint_dir, tmp_path, budget=1_000_000)
     try:
         with pytest.raises(NeverFitsError):
             driver.load("pipelines/a", sd_checkpoint, overrides=overrides)

@@ -120,6 +120,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """UNAVAILABLE: every worker has been told to take no more work; google.rpc.RetryInfo says when to try again."""
     ERROR_REASON_WORKER_NOT_FOUND: _ErrorReason.ValueType  # 61
     """NOT_FOUND: there is no worker of this name."""
+    ERROR_REASON_WEIGHTS_CHANGED: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION: weights that had left memory cannot be read again, because their files have changed or are gone
+    since the pipeline was loaded from them.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -224,4 +228,8 @@ ERROR_REASON_WORKERS_DRAINED: ErrorReason.ValueType  # 60
 """UNAVAILABLE: every worker has been told to take no more work; google.rpc.RetryInfo says when to try again."""
 ERROR_REASON_WORKER_NOT_FOUND: ErrorReason.ValueType  # 61
 """NOT_FOUND: there is no worker of this name."""
+ERROR_REASON_WEIGHTS_CHANGED: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION: weights that had left memory cannot be read again, because their files have changed or are gone
+since the pipeline was loaded from them.
+"""
 global___ErrorReason = ErrorReason

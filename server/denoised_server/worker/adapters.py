@@ -25,7 +25,6 @@ from denoised.errors import (
     DamagedWeightsError,
     DenoisedError,
     DeviceOutOfMemoryError,
-    NoRoomError,
 )
 from denoised_server.messages import AdapterCall, AdapterSource, Component
 from diffusers import DiffusionPipeline
@@ -35,10 +34,10 @@ from torch import nn
 from . import adapter_methods as methods
 from . import ip_adapter, seam
 from .adaptation import Adaptation, File, Step
-from .components import ComponentStore, dtype_name, is_wrapped, to_device
+from .components import ComponentStore, dtype_name, is_wrapped, place
 from .construction import Construction
-from .ledger import Ledger, Plan
 from .quotation import quote
+from .residency import Reservation, Residency
 from .sources import Sources
 from .twins import IDENTITY, Fresh, Untouched, twin
 from .weights import Digests
@@ -96,10 +95,16 @@ class Adapted:
 class AdapterStore:
     """Owns adapters and what was made with them. Used from loading threads; one thing is made at a time."""
 
-    def __init__(self, store: ComponentStore, ledger: Ledger, sources: Sources, construction: Construction) -> None:
-        self._store, self._ledger, self._sources = store, ledger, sources
-        self._construction = construction
-        self._digests = Digests(sources.hub_cache)
+    def __init__(
+        self,
+        store: ComponentStore,
+        residency: Residency,
+        sources: Sources,
+        construction: Construction,
+        digests: Digests,
+    ) -> None:
+        self._store, self._residency, self._sources = store, residency, sources
+        self._construction, self._digests = construction, digests
         self._variants: OrderedDict[Hashable, Variant] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -190,8 +195,11 @@ class AdapterStore:
         variant = self._variants.get(key)
         if variant is None:
             made_on = Adapted(pipeline, adapted.variant)
+            modules = [part for part in parts.values() if isinstance(part, nn.Module)]
             try:
-                variant = self._variants[key] = self._make(made_on, step, parts, key, (given,) if given else (), user)
+                with self._residency.holding(modules):
+                    variant = self._make(made_on, step, parts, key, (given,) if given else (), user)
+                self._variants[key] = variant
             except BaseException:
                 self._leave({given} - {digest for each in adapted.chain() for digest in each.needs}, user)
                 raise
@@ -214,10 +222,11 @@ class AdapterStore:
             try:
                 with self._construction.loading():
                     module = encoder.load(pipeline.dtype)
-                to_device(module, pipeline.device)
-                measured[encoder.digest] = self._store.add(encoder.digest, module, user).weight_bytes
+                place(module, pipeline.device)
+                held = self._residency.add(encoder.digest, module, user, encoder.files)
+                measured[encoder.digest] = held.device_bytes
             finally:
-                self._ledger.settle(reservation, measured)
+                self._residency.settle(reservation, measured)
         return module
 
     def _make(
@@ -259,6 +268,8 @@ class AdapterStore:
                 seam.watch(module)
                 vars(module)[IDENTITY] = f"{role} of {hashlib.sha256(repr(key).encode()).hexdigest()}", roots.get(role)
             weights = self._enter(identity, step, fresh, user, measured)
+            for module in fresh.modules.values():
+                self._residency.adopt(module)
         except DenoisedError:
             raise
         except (torch.OutOfMemoryError, MemoryError):
@@ -274,7 +285,7 @@ class AdapterStore:
                 hint="Check that the adapter was made for this family and size of model.",
             ) from None
         finally:
-            self._ledger.settle(reservation, measured)
+            self._residency.settle(reservation, measured)
         return Variant(
             changes, weights, components, tuple(filter(None, roots.values())), tuple(parts.values()), adapted.variant
         )
@@ -289,23 +300,21 @@ class AdapterStore:
         else:
             container = fresh.contained(methods.CONTAINERS[step.method])
             vars(container)["content"] = step.name
-            measured[identity] = self._store.add(identity, container, user).weight_bytes
+            measured[identity] = self._residency.add(identity, container, user).device_bytes
         return (identity,)
 
-    def plan(self, components: Mapping[str, int]) -> Plan:
-        """As the ledger plans, once idle adapters have made room where there was none."""
-        try:
-            return self._ledger.plan(components)
-        except NoRoomError:
+    def reserve(self, components: Mapping[str, int], *, for_call: bool = False) -> Reservation:
+        """Room for components, bytes by digest; where it is short idle adapters go before idle components do."""
+        if self._residency.is_short(components):
             with self._lock:
                 self._shed(0)
-        # Here, not in the handler. Modules are in reference cycles.
-        gc.collect()
-        return self._ledger.plan(components)
+            # Modules are in reference cycles.
+            gc.collect()
+        return self._residency.reserve(components, for_call=for_call)
 
-    def _reserve(self, identity: str, size: int, adapted: Adapted) -> int:
+    def _reserve(self, identity: str, size: int, adapted: Adapted) -> Reservation:
         with self._pinned(adapted):
-            return self._ledger.reserve(self.plan({identity: size}))
+            return self.reserve({identity: size}, for_call=True)
 
     @contextmanager
     def _pinned(self, adapted: Adapted) -> Iterator[None]:
@@ -326,14 +335,11 @@ class AdapterStore:
         dropped = [self._variants.pop(key) for key in keys]
         if dropped:
             kept = {digest for left in self._variants.values() for each in left.chain() for digest in each.weights}
-            for digest in {digest for variant in dropped for digest in variant.weights} - kept:
-                self._store.drop(digest)
-                self._ledger.release(digest)
+            unused = {digest for variant in dropped for digest in variant.weights} - kept
+            self._residency.forget(filter(None, map(self._store.drop, unused)))
 
     def _leave(self, digests: Iterable[str], user: str) -> None:
-        for digest in digests:
-            if self._store.leave(digest, user):
-                self._ledger.release(digest)
+        self._residency.forget(held for digest in digests if (held := self._store.leave(digest, user)) is not None)
 
     def _name(self, part: Any) -> str:
         """Equal for parts that are the same component, or were made of the same one by the same steps."""

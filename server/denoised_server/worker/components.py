@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from denoised_server.messages import HeldComponent
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import seam
+from . import seam, tensors
+from .cargo import Cargo
+from .eviction import Uses
+from .reread import Reread
 from .tiers import Tier
 
 
@@ -19,40 +24,44 @@ from .tiers import Tier
 class Held:
     """One component. `digest` is the identity of its content, `tier` says where its weights are.
 
+    `files` are what it was read from; empty where that does not say all. `cargo` are the weights that can leave;
     `device_bytes` are those on the device at the moment, as the ledger has them: all of `weight_bytes` while it is
-    there, and else the few small tensors that never leave.
+    there, and else what never leaves. `shells` are the modules that have its weights: itself, and its twins.
+
+    Who moves it keeps the rest: whether it `is_moving`, how many calls claim it and how many of them run, what of it is
+    in the host's memory, and how it can be read again, which is looked into when it has to leave.
     """
 
     digest: str
     module: nn.Module
     weight_bytes: int
-    users: set[str] = field(default_factory=set)
+    cargo: Cargo
+    uses: Uses
+    users: frozenset[str] = frozenset()
+    files: tuple[Path, ...] = ()
     tier: Tier = Tier.DEVICE
-    device_bytes: int = field(init=False)
+    is_moving: bool = False
+    claims: int = 0
+    running: int = 0
+    host: torch.Tensor | None = None
+    reread: Reread | None = None
+    can_reread: bool = True
+    shells: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
 
-    def __post_init__(self) -> None:
-        self.device_bytes = self.weight_bytes
+    @property
+    def device_bytes(self) -> int:
+        return self.weight_bytes if self.tier is Tier.DEVICE else self.weight_bytes - self.cargo.size
 
 
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of the module's distinct storages: tied and viewed weights count once."""
-    tensors = [plain for each in (*module.parameters(), *module.buffers()) for plain in _plain(each)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    storages = [tensor.untyped_storage() for tensor in tensors.of(module)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def is_wrapped(module: nn.Module) -> bool:
     """Whether some of its weights have no storage of their own, as quanto's and torchao's have none."""
     return any(is_traceable_wrapper_subclass(parameter) for parameter in module.parameters())
-
-
-def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """What holds its numbers: quantised weights are made of several tensors and have no storage of their own."""
-    if not is_traceable_wrapper_subclass(tensor):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain(getattr(tensor, name))
 
 
 def dtype_name(module: nn.Module) -> str:
@@ -63,9 +72,12 @@ def dtype_name(module: nn.Module) -> str:
     return ""
 
 
-def to_device(module: nn.Module, device: torch.device) -> None:
+def place(module: nn.Module, device: torch.device) -> None:
+    """Moves what was read to the device; to the host's memory as a copy.
+
+    safetensors maps the file: weights would change with it, or take the process down when it is truncated.
+    """
     if device.type == "cpu":
-        # safetensors maps the file: weights would change with it, or take the process down when it is truncated.
         module._apply(torch.clone)
     else:
         module.to(device)
@@ -84,14 +96,13 @@ class ComponentStore:
             held = self._held.get(digest)
             if held is None:
                 return None
-            held.users.add(user)
+            held.users |= {user}
             return held.module
 
-    def add(self, digest: str, module: nn.Module, user: str) -> Held:
+    def add(self, held: Held) -> None:
+        seam.watch(held.module)
         with self._lock:
-            seam.watch(module)
-            held = self._held[digest] = Held(digest, module, weight_bytes(module), {user})
-            return held
+            self._held[held.digest] = held
 
     def get(self, digest: str) -> Held | None:
         with self._lock:
@@ -111,20 +122,18 @@ class ComponentStore:
         with self._lock:
             for digest, held in list(self._held.items()):
                 if id(held.module) not in kept:
-                    held.users.discard(user)
+                    held.users -= {user}
                 if not held.users:
                     gone.append(self._held.pop(digest))
         return gone
 
-    def leave(self, digest: str, user: str) -> bool:
-        """The pipeline does without this component from now on; says whether it is gone, because nobody uses it."""
+    def leave(self, digest: str, user: str) -> Held | None:
+        """The pipeline does without this component from now on; returns it when it is gone, because nobody uses it."""
         with self._lock:
             held = self._held.get(digest)
             if held is not None:
-                held.users.discard(user)
-                if not held.users:
-                    del self._held[digest]
-            return held is not None and not held.users
+                held.users -= {user}
+            return self._held.pop(digest) if held is not None and not held.users else None
 
     def drop(self, digest: str) -> Held | None:
         """Lets go of a component that pipelines have used and can do without; None when it is not held."""
@@ -149,4 +158,4 @@ class ComponentStore:
         with self._lock:
             for held in self._held.values():
                 if id(held.module) in wanted:
-                    held.users.add(user)
+                    held.users |= {user}

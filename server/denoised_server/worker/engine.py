@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import greenlet
 import torch
+from torch import nn
 
 from . import joining
 from .batches import Batches, Call, Costs, Outcome
@@ -27,6 +28,7 @@ from .fusing import Fusing
 from .joining import NotJoinableError
 from .overlay import Overlay
 from .randomness import Randomness
+from .residency import Claim, Residency, Visit
 from .seam import Caller, Method
 from .tallies import Lone
 
@@ -84,11 +86,12 @@ class Request:
         finish: Callable[[Request, Outcome], None],
         *,
         entrant: Entrant | None = None,
+        pipeline: str = "",
         alone: bool = False,
     ) -> None:
         self.work, self.finish, self.alone = work, finish, alone
         self.kind = None if alone else work.kind
-        self.entrant = entrant or Entrant()
+        self.entrant, self.pipeline = entrant or Entrant(), pipeline
         self.is_cancelled = False
         self.costs = Costs()
 
@@ -109,6 +112,7 @@ class _Runner(Caller):
         for request in requests:
             request.costs = self.costs
         self.changes = self.overlay = Overlay(self.work.randomness)
+        self.visit = Visit(first.pipeline)
         self.pending: Pending[_Waiting] | None = None
         self.is_parked = False
 
@@ -120,21 +124,26 @@ class _Runner(Caller):
 
 
 class _Waiting:
-    """A call, and the greenlet that waits for it."""
+    """A call, the greenlet that waits for it, and its claim to what it computes with."""
 
-    def __init__(self, runner: _Runner, call: Call) -> None:
-        self.runner, self.call = runner, call
+    def __init__(self, runner: _Runner, call: Call, claim: Claim) -> None:
+        self.runner, self.call, self.claim = runner, call, claim
 
 
 class Engine:
     """Runs requests. `submit`, `wake` and `cancel` may be called from any thread; the rest happens on its own."""
 
-    def __init__(self, construction: Construction, *, max_joined: int, device: torch.device) -> None:
-        self._construction, self._device = construction, device
+    def __init__(
+        self, construction: Construction, residency: Residency, *, max_joined: int, device: torch.device
+    ) -> None:
+        self._construction, self._residency, self._device = construction, residency, device
+        residency.is_changed = self._is_changed
         self._coalescing: Coalescing[_Waiting] = Coalescing(max_joined)
         self._fusing = Fusing(max_joined, self._coalescing.worth)
         self.batches = Batches()
         self._running: set[_Runner] = set()
+        # Calls whose components are not all on the device.
+        self._absent: list[Pending[_Waiting]] = []
         self._inbox: deque[Request] = deque()
         self._answers: deque[tuple[Request, Any]] = deque()
         self._woken, self._closed = threading.Event(), False
@@ -180,6 +189,7 @@ class Engine:
         torch.set_grad_enabled(False)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
+        self._residency.engine_thread = threading.get_ident()
         hub = greenlet.getcurrent()
         while not self._closed:
             self._woken.clear()
@@ -199,7 +209,8 @@ class Engine:
             request, value = self._answers.popleft()
             for runner in [runner for runner in self._running if request in runner.waiting and runner.is_parked]:
                 self._resume(runner, Outcome(value))
-        if batch := self._coalescing.next(time.monotonic()):
+        self._take_present()
+        if batch := self._enter(self._coalescing.next(time.monotonic())):
             self._run_batch(batch)
         return bool(len(self._coalescing) or self._inbox or self._answers)
 
@@ -252,13 +263,44 @@ class Engine:
     def _cancel(self, runner: _Runner) -> None:
         gone = [request for request in runner.waiting if request.is_cancelled]
         if len(gone) == len(runner.waiting):
-            if runner.is_parked or (runner.pending is not None and self._coalescing.discard(runner.pending)):
+            if runner.is_parked or (runner.pending is not None and self._discard(runner.pending)):
                 self._resume(runner, Outcome(error=Cancelled()))
             return
         for request in gone:
             request.work.leave()
             self._leave(runner, request)
             request.finish(request, Outcome(error=Cancelled()))
+
+    def _discard(self, pending: Pending[_Waiting]) -> bool:
+        if pending in self._absent:
+            self._absent.remove(pending)
+        elif not self._coalescing.discard(pending):
+            return False
+        self._residency.release(pending.call.claim)
+        return True
+
+    def _take_present(self) -> None:
+        """Lets calls take their turns whose components have come."""
+        absent, self._absent = self._absent, []
+        for pending in absent:
+            claim = pending.call.claim
+            if claim.error is not None:
+                self._residency.release(claim)
+                self._resume(pending.call.runner, Outcome(error=claim.error))
+            elif claim.is_present:
+                self._coalescing.add(pending)
+            else:
+                self._absent.append(pending)
+
+    def _enter(self, batch: list[Pending[_Waiting]]) -> list[Pending[_Waiting]]:
+        """Those of a batch whose components are still there; the others wait until they have come back."""
+        present: list[Pending[_Waiting]] = []
+        for pending in batch:
+            (present if self._residency.enter(pending.call.claim) else self._absent).append(pending)
+        return present
+
+    def _is_changed(self, module: nn.Module) -> bool:
+        return any(runner.changes.touches(module) for runner in self._running)
 
     def _run_batch(self, batch: list[Pending[_Waiting]]) -> None:
         began = time.perf_counter()
@@ -278,6 +320,9 @@ class Engine:
         for pending, outcome in outcomes:
             if outcome is not None:
                 self._resume(pending.call.runner, outcome)
+        # Now that the next calls have claimed what they need: a component does not leave between two steps.
+        for pending, outcome in outcomes:
+            self._residency.leave(pending.call.claim, is_over=outcome is not None)
 
     def _resume(self, runner: _Runner, outcome: Outcome) -> None:
         """Lets a request go on, with the result of its call, until its next call or its end."""
@@ -313,8 +358,12 @@ class Engine:
             arguments = joining.describe(method.parameters, args, kwargs)
         call = Call(method, args, kwargs, arguments, runner.changes, runner.costs, lone or Lone.UNBATCHED, together)
         rows = arguments.rows if arguments is not None else together
-        runner.pending = Pending(_Waiting(runner, call), call.key, runner.entrants, rows)
-        self._coalescing.add(runner.pending)
+        claim = self._residency.claim(method.module, runner.visit, self._woken.set)
+        runner.pending = Pending(_Waiting(runner, call, claim), call.key, runner.entrants, rows)
+        if claim.is_present:
+            self._coalescing.add(runner.pending)
+        else:
+            self._absent.append(runner.pending)
 
     def _why_alone(self, runner: _Runner, method: Method) -> Lone | None:
         if runner.requests[0].alone:

@@ -33,8 +33,12 @@ class Uses:
     def came(self, now: float) -> None:
         self.arrival = now
 
-    def used(self, now: float) -> None:
-        self.times.append(now)
+    def used(self, now: float, *, again: bool = False) -> None:
+        """By a request; `again` by the same one, whose calls count as one use."""
+        if again and self.times:
+            self.times[-1] = now
+        else:
+            self.times.append(now)
 
     @property
     def last(self) -> float:

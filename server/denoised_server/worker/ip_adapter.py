@@ -28,6 +28,7 @@ class ImageEncoder:
     class_name: str
     digest: str
     memory_bytes: int
+    files: tuple[Path, ...]
 
     def load(self, dtype: torch.dtype) -> nn.Module:
         kind: Any = getattr(transformers, self.class_name)
@@ -64,4 +65,4 @@ def find(source: AdapterSource, folder: str, dtype: torch.dtype, sources: Source
         dtype=str(dtype).removeprefix("torch."),
     )
     size = sum(weights.memory_bytes(file, dtype.itemsize) for file in files)
-    return ImageEncoder(found.folder, class_name, digest, size)
+    return ImageEncoder(found.folder, class_name, digest, size, tuple(files))

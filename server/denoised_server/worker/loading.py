@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,12 +38,12 @@ from .configuration import configure
 from .construction import Construction
 from .downloads import Downloads
 from .dtypes import Dtypes
-from .ledger import Ledger
 from .memory_counts import MemoryCounts
 from .overrides import Weightless
 from .parts import DIFFUSERS_DTYPE, Part
 from .quantization import Quantization
 from .quotation import quote
+from .residency import Residency
 from .single_file import SingleFile
 from .sources import Sources
 from .weights import Digests
@@ -91,16 +91,17 @@ class Loader:
     def __init__(
         self,
         store: ComponentStore,
-        ledger: Ledger,
+        residency: Residency,
         sources: Sources,
         adapters: AdapterStore,
         construction: Construction,
         device: torch.device,
+        digests: Digests,
         counts: MemoryCounts,
     ) -> None:
-        self._store, self._ledger, self._sources, self._adapters = store, ledger, sources, adapters
-        self._construction, self._device, self._counts = construction, device, counts
-        self._digests = Digests(sources.hub_cache)
+        self._store, self._residency, self._sources, self._adapters = store, residency, sources, adapters
+        self._construction, self._device = construction, device
+        self._digests, self._counts = digests, counts
 
     def fetch(
         self,
@@ -203,8 +204,7 @@ class Loader:
     def _release(self, user: str, keep: Iterable[nn.Module] = ()) -> Released:
         gone = self._store.release(user, keep)
         self._adapters.prune()
-        freed = sum(self._ledger.release(held.digest) for held in gone)
-        return Released(freed, tuple(weakref.ref(held.module) for held in gone))
+        return Released(self._residency.forget(gone), tuple(weakref.ref(held.module) for held in gone))
 
     def _load_spec(
         self,
@@ -328,11 +328,10 @@ class Loader:
         weighing = [*own, *(part for part in foreign if isinstance(part, Part))]
         # Acquired before they are planned: what is held now stays.
         held = {part.digest: self._store.acquire(part.digest, user) for part in weighing}
-        plan = self._adapters.plan({**kept, **{part.digest: part.memory_bytes for part in weighing}})
-        reservation = self._ledger.reserve(plan)
+        reservation = self._adapters.reserve({**kept, **{part.digest: part.memory_bytes for part in weighing}})
         measured: dict[str, int] = {}
         try:
-            report = _Report(weighing, plan.shared_bytes - sum(kept.values()), progress, check_cancelled)
+            report = _Report(weighing, reservation.shared_bytes - sum(kept.values()), progress, check_cancelled)
             ready: dict[str, Any] = {}
             with self._construction.loading(), report:
                 for part in foreign:
@@ -347,15 +346,26 @@ class Loader:
                 pipeline = make(ready)
             check_cancelled()
             progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
-            self._hold(user, pipeline, weighing, measured)
-            self._counts.estimated("weights", plan.new_bytes, sum(measured.values()))
+            self._hold(user, pipeline, weighing, reservation.below, measured)
+            if not reservation.below:
+                self._counts.estimated("weights", reservation.new_bytes, sum(measured.values()))
         finally:
-            self._ledger.settle(reservation, measured)
+            self._residency.settle(reservation, measured)
         return pipeline
 
-    def _hold(self, user: str, pipeline: DiffusionPipeline, found: list[Part], measured: dict[str, int]) -> None:
-        """Moves what is new to the device and enters it into the store, under its content where files identify it."""
+    def _hold(
+        self,
+        user: str,
+        pipeline: DiffusionPipeline,
+        found: list[Part],
+        below: Collection[str],
+        measured: dict[str, int],
+    ) -> None:
+        """Moves what is new to the device, or to a lower tier, and enters it into the store, under its content where
+        files identify it.
+        """
         digests = {part.role: part.digest for part in found}
+        files = {part.role: part.files for part in found}
         for role, module in overrides.modules(pipeline.components).items():
             if self._store.find(module) is not None:
                 continue
@@ -364,8 +374,10 @@ class Loader:
                 # The same content in two roles of one checkpoint.
                 pipeline.register_modules(**{role: twin})
                 continue
-            components.to_device(module, self._device)
-            measured[digest] = self._store.add(digest, module, user).weight_bytes
+            is_below = digest in below
+            components.place(module, torch.device("cpu") if is_below else self._device)
+            held = self._residency.add(digest, module, user, files.get(role, ()), below=is_below)
+            measured[digest] = held.device_bytes
 
     def _describe(self, pipeline: DiffusionPipeline) -> tuple[Component, ...]:
         described = []

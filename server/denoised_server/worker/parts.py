@@ -28,7 +28,7 @@ TRANSFORMERS_DTYPE = "dtype" if int(transformers.__version__.partition(".")[0]) 
 class Part:
     """A component with weights. `memory_bytes` is its size once loaded, by the headers of its files.
 
-    `variant` is that of its files, and empty for plain ones.
+    `variant` is that of its files, and empty for plain ones. `files` are those that have its weights.
     """
 
     role: str
@@ -39,6 +39,7 @@ class Part:
     variant: str
     use_safetensors: bool | None
     dtype: torch.dtype
+    files: tuple[Path, ...]
 
     def load(self) -> nn.Module:
         """The component by itself, as the class that its digest names."""
@@ -94,7 +95,8 @@ def of_folder(
         files, config=folder / "config.json", class_name=class_name, dtype=str(dtype).removeprefix("torch.")
     )
     size = sum(weights.memory_bytes(file, dtype.itemsize) for file in files)
-    return Part(role, digest, size, folder, class_name, weights.variant_of(files[0].name), use_safetensors, dtype)
+    variant = weights.variant_of(files[0].name)
+    return Part(role, digest, size, folder, class_name, variant, use_safetensors, dtype, tuple(files))
 
 
 def _beside(folder: Path) -> Iterator[Path]:

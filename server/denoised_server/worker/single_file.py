@@ -88,7 +88,7 @@ class SingleFile:
                     role=role,
                 )
                 size = _memory_bytes(component_class, folder, dtype, construction)
-                inside.append(Part(role, digest, size, folder, entry[1], "", True, dtype))
+                inside.append(Part(role, digest, size, folder, entry[1], "", True, dtype, (self.path,)))
                 continue
             part = parts.of_folder(role, folder, entry[1], spec.variant, spec.use_safetensors, dtypes.of(role), digests)
             if part is None:

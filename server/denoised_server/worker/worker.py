@@ -36,6 +36,7 @@ from denoised_server.messages import (
     Generate,
     Heartbeat,
     HeldComponent,
+    Hold,
     Load,
     Loaded,
     MemoryStats,
@@ -71,8 +72,10 @@ from .loading import Live, Loader, Wanted
 from .memory_counts import MemoryCounts
 from .observations import Observations
 from .overrides import bring_weights
+from .residency import Residency
 from .sources import EMBEDDED, Sources
 from .tiers import Tier
+from .weights import Digests
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +134,21 @@ class Worker:
             pinned=settings.pinned_revisions,
             allow_pickle=settings.allow_pickle,
         )
-        self._adapters = AdapterStore(self._store, self._ledger, sources, construction)
-        self._loader = Loader(
-            self._store, self._ledger, sources, self._adapters, construction, self._device, self._memory_counts
+        digests = Digests(sources.hub_cache)
+        self._residency = residency = Residency(
+            self._store,
+            self._ledger,
+            construction,
+            self._device,
+            digests,
+            self._memory_counts,
+            host_bytes=settings.host_bytes,
         )
-        self._engine = Engine(construction, max_joined=settings.max_joined, device=self._device)
+        self._adapters = AdapterStore(self._store, residency, sources, construction, digests)
+        self._loader = Loader(
+            self._store, residency, sources, self._adapters, construction, self._device, digests, self._memory_counts
+        )
+        self._engine = Engine(construction, residency, max_joined=settings.max_joined, device=self._device)
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
         # Held to register, to unload and to look at tasks: an unload that follows a cancelled load finds the pipeline,
@@ -181,6 +194,8 @@ class Worker:
             case Update():
                 room = self._adapting if command.settings.adapters else self._controls
                 room.submit(self._answer, task, lambda: self._update(task, command))
+            case Hold():
+                self._controls.submit(self._answer, task, lambda: self._hold(command))
             case Unload():
                 self._unload_when_unused(task, command)
             case Generate():
@@ -213,6 +228,8 @@ class Worker:
 
     def close(self) -> None:
         self._closed.set()
+        # Calls that wait for components end with it.
+        self._residency.close()
         self._engine.close()
 
     def _answer(self, task: _Task, work: Callable[[], Sequence[Event]]) -> None:
@@ -285,11 +302,14 @@ class Worker:
         try:
             with traces.span("build", task.context.trace, worker=task.context.worker):
                 live = build(lambda: self._check_cancelled(task))
+            self._residency.keep(task.command.pipeline, task.command.keep)
             self._register(task, task.command.pipeline, live)
         except BaseException as raised:
             error = _bare(raised)
         if error is not None:
             # Here, not in the handler: a live exception pins the half-built modules of its frames.
+            self._loader.release(task.command.pipeline)
+            self._residency.let_go(task.command.pipeline)
             _return_memory()
             self._report()
             raise error
@@ -303,12 +323,16 @@ class Worker:
             self._pipelines[command.pipeline] = live
         return (_loaded(live),)
 
+    def _hold(self, command: Hold) -> Sequence[Event]:
+        self._find(command.pipeline)
+        self._residency.keep(command.pipeline, command.keep)
+        return ()
+
     def _register(self, task: _Task, pipeline: str, live: Live) -> None:
         with self._lock:
             if not task.is_cancelled:
                 self._pipelines[pipeline] = live
                 return
-        self._loader.release(pipeline)
         raise Cancelled
 
     def _unload_when_unused(self, task: _Task, command: Unload) -> None:
@@ -330,6 +354,7 @@ class Worker:
         with self._lock:
             # What is still being loaded is its load's to let go of, which was cancelled before this came.
             is_held = self._pipelines.pop(pipeline, None) is not None
+            self._residency.let_go(pipeline)
         if is_held:
             released = self._loader.release(pipeline)
             freed = released.freed_bytes
@@ -350,11 +375,13 @@ class Worker:
             request = Request(
                 generation,
                 finish,
+                pipeline=command.pipeline,
                 entrant=Entrant(command.client, command.priority, deadline),
                 alone=command.forbid_batching,
             )
             with self._lock:
                 task.request, request.is_cancelled = request, task.is_cancelled
+            self._residency.begin(command.pipeline)
             self._engine.submit(request)
             return
         self._end(task, error)
@@ -411,6 +438,7 @@ class Worker:
 
     def _finish(self, task: _Task, generation: Generation, request: Request, outcome: Outcome) -> None:
         """On the engine's thread: encodes what came out there only where that takes less than waking another."""
+        self._residency.end(task.command.pipeline)
         for phase in request.costs.phases.runs():
             traces.record(phase.name, task.context.trace, phase.start_time, phase.end_time, worker=task.context.worker)
         if (error := outcome.error) is not None:
@@ -504,6 +532,8 @@ class Worker:
             headroom_bytes=self._ledger.headroom_bytes,
             cached_bytes=self._memory.cached_bytes,
             free_bytes=self._memory.free_bytes,
+            evictable_bytes=self._residency.evictable_bytes,
+            unreclaimed_bytes=self._residency.unreclaimed_bytes,
             unaccounted_bytes=self._balance.unaccounted_bytes,
             evictions=counts.evictions,
             eviction_ages=counts.eviction_ages,

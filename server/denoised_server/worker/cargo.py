@@ -1,0 +1,120 @@
+"""The weights of one component as what can be moved: many tensors that leave and come back together.
+
+They come back in one buffer, so that memory is taken and given back in one piece and a copy to a device is one copy.
+The tensor objects stay the same through all of it: weights that are tied stay tied, and twins of a module see the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from . import tensors
+
+# Where each tensor of a buffer begins: where torch's allocators would have it begin, so that kernels go the same way.
+ALIGNMENT = {"cpu": 64, "cuda": 512}
+# Smaller tensors stay: they cost nothing, and pipelines read some of them outside of calls.
+SMALL_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """One tensor, and its place in the buffer."""
+
+    tensor: torch.Tensor
+    names: tuple[str, ...]
+    offset: int
+    size: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
+        place = buffer[self.offset : self.offset + self.size].view(self.dtype)
+        return place.as_strided(self.shape, self.stride, place.storage_offset())
+
+
+class Cargo:
+    """The tensors of a component that can leave the device. What shares its memory with others stays."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._device = device
+        names: dict[int, list[str]] = {}
+        for listed in (module.named_parameters, module.named_buffers):
+            for name, tensor in listed(remove_duplicate=False):
+                for part in tensors.plain(tensor):
+                    names.setdefault(id(part), []).append(name)
+        found = tensors.of(module)
+        storages = Counter(tensor.untyped_storage().data_ptr() for tensor in found)
+        self.slots: list[Slot] = []
+        self.size = self.buffer_bytes = 0
+        # What the tensors are parts of at the moment, once they are.
+        self._buffer: torch.Tensor | None = None
+        for tensor in found:
+            size = tensor.numel() * tensor.itemsize
+            is_alone = storages[tensor.untyped_storage().data_ptr()] == 1 and _is_dense(tensor)
+            if is_alone and size > SMALL_BYTES and type(tensor) in (torch.Tensor, nn.Parameter):
+                named = tuple(names[id(tensor)])
+                self._append(Slot(tensor, named, 0, size, tensor.shape, tensor.stride(), tensor.dtype))
+
+    def _append(self, slot: Slot) -> None:
+        alignment = ALIGNMENT[self._device.type]
+        self.slots.append(replace(slot, offset=self.buffer_bytes))
+        self.size += slot.size
+        self.buffer_bytes += -(-slot.size // alignment) * alignment
+
+    def leave_out(self, stays: Collection[Slot]) -> None:
+        """These stay where they are; to be said before the others leave for the first time."""
+        slots, self.slots, self.size, self.buffer_bytes = self.slots, [], 0, 0
+        for slot in slots:
+            if slot not in stays:
+                self._append(slot)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [slot.tensor for slot in self.slots]
+
+    def pack(self, *, pinned: bool) -> torch.Tensor:
+        """The weights in one buffer in the host's memory; the tensors stay as they are."""
+        if self._buffer is not None and self._buffer.device.type == "cpu":
+            return self._buffer
+        buffer = torch.empty(self.buffer_bytes, dtype=torch.uint8, pin_memory=pinned)
+        for slot in self.slots:
+            slot.view(buffer).copy_(slot.tensor.data)
+        return buffer
+
+    def unload(self) -> list[tuple[StorageWeakRef, int]]:
+        """Lets go of the weights. Returns what shows which memory is really free, with its bytes."""
+        let_go: dict[int, tuple[StorageWeakRef, int]] = {}
+        for slot in self.slots:
+            storage = slot.tensor.untyped_storage()
+            let_go.setdefault(storage.data_ptr(), (StorageWeakRef(storage), storage.nbytes()))
+            slot.tensor.data = _stand_in(slot.dtype, self._device).expand(slot.shape)
+        self._buffer = None
+        return list(let_go.values())
+
+    def come_back(self, buffer: torch.Tensor) -> None:
+        """The weights are in this buffer, on the device."""
+        for slot in self.slots:
+            slot.tensor.data = slot.view(buffer)
+        self._buffer = buffer
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether its elements fill its memory, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+
+
+def _stand_in(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """One element that is no number: should something compute with it after all, that shows."""
+    return torch.full((dtype.itemsize,), 0xFF, dtype=torch.uint8, device=device).view(dtype).reshape(())
