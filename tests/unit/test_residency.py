@@ -129,7 +129,7 @@ def test_what_is_away_is_brought_back_by_whoever_uses_it(driver: Driver, folders
     assert [tuple(weight.shape) for weight in module.parameters()]
     assert unet.tier is Tier.DISK
     assert torch.equal(module.conv_in.weight, stored["conv_in.weight"])
-    assert unet.tier is Tier.DEVICE
+    assert str(unet.tier) == "device"
     draw(driver, names[1])
     assert unet.tier is Tier.DISK
     assert torch.equal(module.half().conv_in.weight, stored["conv_in.weight"].half())
@@ -146,12 +146,12 @@ def test_weights_that_are_tied_stay_tied(driver: Driver, folders: list[Path]) ->
 
 
 def test_an_idle_pipeline_leaves_after_its_keep_alive_and_is_back_when_it_is_used(
-    driver: Driver, folders: list[Path], expected: list[Any]
+    driver: Driver, folders: list[Path], expected: list[Any], sizes: dict[str, int]
 ) -> None:
     name = load(driver, folders[0], Keep(keep_alive=0.0))
     np.testing.assert_array_equal(draw(driver, name), expected[0])
     until(lambda: {part.residency for part in driver.snapshot().components} == {"disk"})
-    assert driver.snapshot().weight_bytes < 20_000
+    assert driver.snapshot().weight_bytes < 0.01 * sum(sizes.values())
     np.testing.assert_array_equal(draw(driver, name), expected[0])
     driver.start(Hold(name, Keep())).result()
     draw(driver, name)
@@ -196,8 +196,8 @@ def test_weights_whose_file_has_changed_are_not_taken_for_those_that_were_loaded
 def test_what_cannot_be_read_again_stays(driver: Driver, folders: list[Path], sizes: dict[str, int]) -> None:
     name = load(driver, folders[0])
     for each in held(driver, name).values():
-        with torch.no_grad():
-            next(each.module.parameters()).add_(1.0)
+        for weight in each.module.parameters():
+            weight.data += 1.0
     with pytest.raises(NoRoomError):
         draw(driver, load(driver, folders[1]))
     assert {part.residency for part in driver.snapshot().components if name in part.pipelines} == {"device"}
