@@ -464,6 +464,7 @@ class Residency:
                 with nullcontext() if in_turn else self._construction.turn():
                     if not any(self.is_changed(shell) for shell in list(held.shells)):
                         finish = self._mover.leave(held, to_host=to_host)
+                        self._book(held)
             if finish is not None:
                 age = time.monotonic() - held.uses.last
                 self._counts.evicted(reason, Tier.DEVICE, age)
@@ -471,11 +472,14 @@ class Residency:
                 finish()
         finally:
             with self._changed:
-                if self._store.get(held.digest) is held:
-                    self._ledger.resize(held.digest, held.device_bytes)
                 held.is_moving = False
                 self._changed.notify_all()
         return before - held.device_bytes
+
+    def _book(self, held: Held) -> None:
+        with self._changed:
+            if self._store.get(held.digest) is held:
+                self._ledger.resize(held.digest, held.device_bytes)
 
     def _make_host_room(self, held: Held) -> bool:
         """Whether the host's memory takes the component, if others that are worth less leave it."""
@@ -603,8 +607,7 @@ class Residency:
             error = InternalError(f"Bringing weights back failed with {type(raised).__name__}.")
         with self._changed:
             held.uses.came(time.monotonic())
-            if self._store.get(held.digest) is held:
-                self._ledger.resize(held.digest, held.device_bytes)
+            self._book(held)
             held.is_moving = False
             if error is not None:
                 self._fail(held, error)
