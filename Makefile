@@ -17,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format generate polyglot peers faults fuzz bench lock audit sbom clean
+.PHONY: help demo serve test check format generate polyglot peers faults fuzz soak bench lock audit sbom clean
 .PHONY: monitoring pictures kubernetes
 .PHONY: envoy
 
@@ -89,6 +89,9 @@ fuzz: $(READY) ## the fuzzing's long mode; prints what was sent and how it was a
 
 faults: $(READY) ## hurt daemons for some ten minutes; prints the tables of docs/reliability.md
 	DENOISED_FAULTS=long $(BIN)/python -m pytest -s -n 0 tests/faults
+
+soak: $(READY) ## load a daemon for half an hour while workers and clients are killed; prints what is left
+	$(BIN)/python -m tests.soak --minutes 30
 
 bench: $(READY) ## run the benchmarks; they print ratios
 	$(BIN)/python -m tests.benchmarks

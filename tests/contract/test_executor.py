@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import psutil
 import pytest
 from denoised.errors import InternalError, NotAPipelineError, WorkerLostError
 from denoised_server.executor import Executor
@@ -221,3 +223,20 @@ async def test_a_worker_that_takes_too_long_to_start_is_an_error() -> None:
     executor = local("slow to start", start_timeout=0.01)
     with pytest.raises(WorkerLostError, match="start_timeout"):
         await executor.start()
+
+
+async def test_restarts_leave_no_file_open(processes: LocalExecutor) -> None:
+    deaths = aiter(processes.deaths())
+
+    async def restart() -> int:
+        processes.kill("workers/0")
+        await anext(deaths)
+        await processes.restart("workers/0")
+        return psutil.Process().num_fds()
+
+    gc.disable()
+    try:
+        before = await restart()
+        assert [await restart() for _ in range(3)] == [before] * 3
+    finally:
+        gc.enable()

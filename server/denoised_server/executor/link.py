@@ -53,6 +53,7 @@ class Link:
             target=serve, args=(worker, settings, self._theirs), name=f"denoised {name}", daemon=True
         )
         self._transport: asyncio.Transport
+        self._exit_code: int | None = None
         self._burial: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -85,7 +86,8 @@ class Link:
 
     def kill(self) -> None:
         """Ends the process at once, also one that has stopped."""
-        self._process.kill()
+        if not self._gone.is_set():
+            self._process.kill()
 
     async def stop(self, grace: float) -> None:
         """Ends the process, by force if it has not gone after so many seconds."""
@@ -98,7 +100,7 @@ class Link:
             async with asyncio.timeout(grace):
                 await self._gone.wait()
         except TimeoutError:
-            self._process.kill()
+            self.kill()
         await self._burial
 
     def _send(self, number: int, command: Command | None, request: RequestContext | None) -> None:
@@ -127,6 +129,9 @@ class Link:
         self._process.join(timeout=EXIT_SECONDS)
         self._process.kill()
         self._process.join()
+        self._exit_code = self._process.exitcode
+        # Its pipes would stay open until the garbage collector comes by.
+        self._process.close()
 
     def _deliver(self, number: int, *events: Event | End | Ready) -> None:
         for event in events:
@@ -161,6 +166,6 @@ class Link:
         self._waiting.clear()
 
     def _lost(self) -> WorkerLostError:
-        code = None if self._stopping else self._process.exitcode
+        code = None if self._stopping else self._exit_code
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
         return WorkerLostError(f"{self.name} ended{how}.", hint="Send the request again.", retry_after=RETRY_SECONDS)
