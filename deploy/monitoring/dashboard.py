@@ -27,6 +27,7 @@ class Panel:
     text: str = ""
     kind: str = "timeseries"
     stack: bool = False
+    min: float | None = 0
     max: float | None = None
 
 
@@ -130,6 +131,43 @@ ROWS: dict[str, list[Panel]] = {
             "Mean; 1 where memory is taken as planned.",
         ),
         Panel("Pipelines", "none", {f"sum by (state) ({series('pipelines')})": "{{state}}"}, stack=True),
+        Panel(
+            "Evictions",
+            "ops",
+            {f"sum by (tier, reason) ({rate('evictions_total')})": "{{tier}}: {{reason}}"},
+            "Components that left the device or the host's memory, and why.",
+        ),
+        Panel(
+            "Age at eviction",
+            "s",
+            {
+                quantile(0.1, "eviction_age_seconds"): "p10",
+                quantile(0.5, "eviction_age_seconds"): "p50",
+            },
+            "Since the last use of what was evicted. Seconds mean that components move to and fro.",
+        ),
+        Panel(
+            "Out of memory, and what helped",
+            "ops",
+            {f"sum by (rung) ({rate('out_of_memory_total')})": "{{rung}}"},
+            "Component calls; `none` are generations that failed.",
+        ),
+        Panel(
+            "Taken over estimated",
+            "percentunit",
+            {
+                quantile(0.5, "estimate_ratio", "estimate"): "p50 {{estimate}}",
+                quantile(0.95, "estimate_ratio", "estimate"): "p95 {{estimate}}",
+            },
+            "Weights of loads, and working sets of calls.",
+        ),
+        Panel(
+            "In no book",
+            "bytes",
+            {memory("unaccounted"): "unaccounted {{worker}}", memory("unreclaimed"): "unreclaimed {{worker}}"},
+            "Memory in use while the worker was idle, and weights that were let go of and are still there.",
+            min=None,
+        ),
         Panel("Time of loads by phase", "s", {f"sum by (phase) ({rate('load_phase_seconds_total')})": "{{phase}}"}),
     ],
     "Engine": [
@@ -144,6 +182,12 @@ ROWS: dict[str, list[Panel]] = {
             max=1,
         ),
         Panel("Calls in a batch", "none", {mean("batch_size", "worker"): "{{worker}}"}, "Mean."),
+        Panel(
+            "Why joining stopped",
+            "ops",
+            {f"sum by (reason) ({rate('engine_batch_stops_total')})": "{{reason}}"},
+            "Batches: nothing else fitted, `max_joined`, or larger ones were measured not to pay.",
+        ),
         Panel("Batches per second", "ops", {f"sum by (worker) ({rate('engine_batches_total')})": "{{worker}}"}),
         Panel(
             "Device time by phase",
@@ -245,9 +289,8 @@ def panels() -> Iterator[dict[str, Any]]:
 
 
 def graph(panel: Panel, number: int, position: dict[str, int]) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
-    if panel.max is not None:
-        defaults["max"] = panel.max
+    defaults: dict[str, Any] = {"unit": panel.unit}
+    defaults |= {name: value for name, value in (("min", panel.min), ("max", panel.max)) if value is not None}
     if panel.kind == "timeseries":
         stacking = {"mode": "normal" if panel.stack else "none", "group": "A"}
         defaults["custom"] = {"fillOpacity": 40 if panel.stack else 10, "stacking": stacking, "showPoints": "never"}

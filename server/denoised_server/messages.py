@@ -553,7 +553,8 @@ class Snapshot:
 
     `batch_sizes` observes how many requests' calls each batch joined, `step_seconds` the time between denoising steps
     of a request, `device_seconds` has what batches took by the phase that they were of. `fused_requests` ran as one
-    `__call__` with others; kinds of request are fusible or not once it was proven.
+    `__call__` with others; kinds of request are fusible or not once it was proven. `batch_stops` counts batches by why
+    no more calls were joined.
     """
 
     total_bytes: int
@@ -572,6 +573,7 @@ class Snapshot:
     methods: tuple[MethodStats, ...] = ()
     device_seconds: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryStats = MemoryStats()
+    batch_stops: Mapping[str, int] = field(default_factory=dict)
     fused_requests: int = 0
     fusible_kinds: int = 0
     unfusible_kinds: int = 0

@@ -42,6 +42,11 @@ AGES = (1, 5, 15, 60, 300, 900, 3600, 14_400, 86_400)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 0.98, 1.02, 1.1, 1.25, 1.5, 2, 4)
 STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+# Labels that are known beforehand.
+CALL_PHASES = ("text_encode", "image_encode", "denoise", "decode", "safety_check")
+PHASES = ("load", "queue", *CALL_PHASES, "encode")
+LONE_REASONS = ("unmatched", "verifying", "forbidden", "changed", "unbatched", "refused")
+
 METHOD = {"method": "the method of the API"}
 OUTCOME = {"outcome": "`ok`, `cancelled`, or the error's reason in lower case"}
 MODEL = {"model": "the model's alias, or `other`"}
@@ -226,6 +231,16 @@ LONE_CALLS = _define(
     | {
         "reason": "`unmatched` (nothing fitted), `verifying` (of a kind that is being tried), `forbidden`, "
         "`changed` (by a request that has changed its components), `unbatched` or `refused`"
+    },
+)
+BATCH_STOPS = _define(
+    "engine_batch_stops_total",
+    Kind.COUNTER,
+    "Batches, by why no more calls were joined.",
+    WORKER
+    | {
+        "reason": "`unmatched` (no other pending call fitted), `full` (`max_joined`) or `times` (parts were measured "
+        "to be faster, or a deadline would have passed)"
     },
 )
 BATCH_SIZE = _define(

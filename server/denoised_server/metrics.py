@@ -92,6 +92,8 @@ class Metrics(Observer):
             self._loads.labels(outcome)
         for reason in REFUSALS:
             self._refusals.labels(reason)
+        for phase in metric_set.PHASES:
+            self._phase_seconds.labels(phase)
         for phase in (*LOAD_PHASES, OTHER):
             self._load_phases.labels(phase)
         self._begin_model(OTHER)

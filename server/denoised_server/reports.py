@@ -35,10 +35,11 @@ class _Counts:
     batches: int = 0
     joined_calls: int = 0
     fused_requests: int = 0
-    lone_calls: Tally[str] = field(default_factory=Tally)
+    lone_calls: Tally[str] = field(default_factory=lambda: Tally(dict.fromkeys(metric_set.LONE_REASONS, 0)))
+    batch_stops: Tally[str] = field(default_factory=Tally)
     batch_sizes: messages.Histogram | None = None
     step_seconds: messages.Histogram | None = None
-    device_seconds: Mapping[str, float] = field(default_factory=dict)
+    device_seconds: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(metric_set.CALL_PHASES, 0.0))
     # By reason and tier.
     evictions: Tally[tuple[str, str]] = field(default_factory=Tally)
     eviction_ages: messages.Histogram | None = None
@@ -54,6 +55,7 @@ class _Counts:
             joined_calls=snapshot.joined_calls,
             fused_requests=snapshot.fused_requests,
             lone_calls=sum((Tally(stats.lone_calls) for stats in snapshot.methods), Tally()),
+            batch_stops=Tally(snapshot.batch_stops),
             batch_sizes=snapshot.batch_sizes,
             step_seconds=snapshot.step_seconds,
             device_seconds=snapshot.device_seconds,
@@ -71,6 +73,7 @@ class _Counts:
             batches=self.batches + other.batches,
             joined_calls=self.joined_calls + other.joined_calls,
             lone_calls=_sum(self.lone_calls, other.lone_calls),
+            batch_stops=_sum(self.batch_stops, other.batch_stops),
             fused_requests=self.fused_requests + other.fused_requests,
             batch_sizes=_add(self.batch_sizes, other.batch_sizes),
             step_seconds=_add(self.step_seconds, other.step_seconds),
@@ -156,41 +159,23 @@ class Reports(Collector):
         yield from (up, memory, components, saved, kinds)
 
     def _counters(self, reports: _Reported) -> Iterator[Metric]:
-        counters: Sequence[tuple[metric_set.Definition, Callable[[_Counts], int]]] = (
-            (metric_set.CALLS, lambda counts: counts.calls),
-            (metric_set.BATCHES, lambda counts: counts.batches),
-            (metric_set.JOINED, lambda counts: counts.joined_calls),
-            (metric_set.FUSED, lambda counts: counts.fused_requests),
+        counters: Sequence[tuple[metric_set.Definition, Callable[[_Counts], Mapping[tuple[str, ...], float]]]] = (
+            (metric_set.CALLS, lambda counts: {(): counts.calls}),
+            (metric_set.BATCHES, lambda counts: {(): counts.batches}),
+            (metric_set.JOINED, lambda counts: {(): counts.joined_calls}),
+            (metric_set.FUSED, lambda counts: {(): counts.fused_requests}),
+            (metric_set.LONE_CALLS, lambda counts: _by_label(counts.lone_calls)),
+            (metric_set.BATCH_STOPS, lambda counts: _by_label(counts.batch_stops)),
+            (metric_set.DEVICE_SECONDS, lambda counts: _by_label(counts.device_seconds)),
+            (metric_set.EVICTIONS, lambda counts: {(*labels,): times for labels, times in counts.evictions.items()}),
+            (metric_set.RECOVERIES, lambda counts: _by_label(counts.recoveries)),
         )
-        for definition, count in counters:
+        for definition, get in counters:
             counter = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
             for worker, report in reports:
-                counter.add_metric([worker], count(report.counts))
+                for labels, value in sorted(get(report.counts).items()):
+                    counter.add_metric([worker, *labels], value)
             yield counter
-        definition = metric_set.LONE_CALLS
-        lone = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
-        for worker, report in reports:
-            for reason, calls in sorted(report.counts.lone_calls.items()):
-                lone.add_metric([worker, reason], calls)
-        yield lone
-        definition = metric_set.DEVICE_SECONDS
-        seconds = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
-        for worker, report in reports:
-            for phase, spent in sorted(report.counts.device_seconds.items()):
-                seconds.add_metric([worker, phase], spent)
-        yield seconds
-        definition = metric_set.EVICTIONS
-        evictions = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
-        for worker, report in reports:
-            for (reason, tier), times in sorted(report.counts.evictions.items()):
-                evictions.add_metric([worker, reason, tier], times)
-        yield evictions
-        definition = metric_set.RECOVERIES
-        recoveries = CounterMetricFamily(definition.name, definition.text, labels=list(definition.labels))
-        for worker, report in reports:
-            for rung, calls in sorted(report.counts.recoveries.items()):
-                recoveries.add_metric([worker, rung], calls)
-        yield recoveries
 
     def _histograms(self, reports: _Reported) -> Iterator[Metric]:
         histograms: Sequence[tuple[metric_set.Definition, Callable[[_Counts], messages.Histogram | None]]] = (
@@ -216,6 +201,10 @@ class Reports(Collector):
 def _observe(family: HistogramMetricFamily, labels: Sequence[str], seen: messages.Histogram) -> None:
     buckets = [(repr(bound), count) for bound, count in zip(seen.bounds, seen.counts, strict=True)]
     family.add_metric(labels, [*buckets, ("+Inf", seen.count)], seen.sum)
+
+
+def _by_label(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(label,): value for label, value in values.items()}
 
 
 L = TypeVar("L")

@@ -108,7 +108,7 @@ def _graph(panel: Mapping[str, Any], series: Sequence[Series], unit: str, size: 
     def at(point: Point) -> str:
         time, value = point
         x = left + (time - span.start) / (span.end - span.start) * (right - left)
-        return f"{x:.0f} {lower - min(value, ceiling) / ceiling * (lower - upper):.0f}"
+        return f"{x:.0f} {lower - min(max(value, 0.0), ceiling) / ceiling * (lower - upper):.0f}"
 
     parts = []
     for number in range(round(ceiling / tick) + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable
 
-from denoised_server.worker.coalescing import OLDEST_EVERY, Coalescing, Pending
+from denoised_server.worker.coalescing import OLDEST_EVERY, Coalescing, Pending, Stop
 from denoised_server.worker.fairness import Entrant
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +53,25 @@ def test_a_batch_is_bounded() -> None:
         pending(calls, name)
     assert names(calls.next(0)) == ["a", "b"]
     assert names(calls.next(0)) == ["c"]
+
+
+def test_it_counts_why_batches_were_not_larger() -> None:
+    calls = Coalescing[str](2)
+    for name in "abc":
+        pending(calls, name)
+    pending(calls, "alone", None)
+    while calls:
+        calls.next(0)
+    assert calls.stops == {Stop.FULL: 1, Stop.UNMATCHED: 2, Stop.TIMES: 0}
+    # Two samples take longer than twice one.
+    for rows, seconds in ((1, 1.0), (2, 5.0)):
+        for _ in range(3):
+            calls.ran([pending(calls, "known", rows=rows)], seconds, as_one=True)
+            calls.next(0)
+    for name in "de":
+        pending(calls, name)
+    assert names(calls.next(0)) == ["d"]
+    assert calls.stops[Stop.TIMES] == 1
 
 
 def test_the_highest_priority_leads_and_others_come_along() -> None:

@@ -14,6 +14,7 @@ from denoised_server.messages import HeldComponent, Histogram, MemoryStats, Meth
 from denoised_server.metric_set import DEFINITIONS, ESTIMATE_RATIO, EVICTION_AGE
 from denoised_server.metrics import MAX_MODELS, Metrics, alias
 from denoised_server.observer import Course
+from denoised_server.worker.tallies import Lone
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -39,6 +40,7 @@ SNAPSHOT = Snapshot(
         MethodStats("VAE.decode", 1, 0, {"unmatched": 1}, 0, 0, None, None),
     ),
     device_seconds={"denoise": 1.5},
+    batch_stops={"full": 3},
     memory=MemoryStats(
         cached_bytes=400,
         unaccounted_bytes=-7,
@@ -70,6 +72,10 @@ def test_known_labels_start_at_zero(metrics: Metrics) -> None:
     assert read(metrics, "denoised_load_phase_seconds_total", phase="reading_weights") == 0
     assert read(metrics, "denoised_worker_restarts_total", worker="workers/0") == 0
     assert read(metrics, "denoised_engine_calls_total", worker="workers/0") == 0
+    for reason in Lone:
+        assert read(metrics, "denoised_engine_lone_calls_total", worker="workers/0", reason=reason) == 0
+    assert read(metrics, "denoised_engine_device_seconds_total", worker="workers/0", phase="decode") == 0
+    assert read(metrics, "denoised_request_phase_seconds_count", phase="queue") == 0
     assert read(metrics, "denoised_batch_size_bucket", worker="workers/0", le="+Inf") == 0
     assert read(metrics, "denoised_worker_up", worker="workers/0") == 0
     assert read(metrics, "denoised_build_info", version="1.2.3", python=platform.python_version()) == 1
@@ -197,6 +203,7 @@ def test_counts_never_fall_when_a_worker_starts_anew(metrics: Metrics) -> None:
     metrics.worker_reported("workers/0", replace(SNAPSHOT, calls=2))
     assert read(metrics, "denoised_engine_calls_total", worker="workers/0") == 12
     assert read(metrics, "denoised_batch_size_count", worker="workers/0") == 8
+    assert read(metrics, "denoised_engine_batch_stops_total", worker="workers/0", reason="full") == 6
     assert read(metrics, "denoised_batch_size_bucket", worker="workers/0", le="1.0") == 2
     assert read(metrics, "denoised_evictions_total", worker="workers/0", reason="room", tier="device") == 4
     assert read(metrics, "denoised_evictions_total", worker="workers/0", reason="room", tier="host") == 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Generic, TypeVar
 
 from .batch_times import BatchTimes
@@ -20,6 +21,14 @@ OLDEST_EVERY = 32
 URGENT = 2.0
 # Kinds of call whose times are remembered.
 KINDS = 1024
+
+
+class Stop(StrEnum):
+    """Why a batch is not larger."""
+
+    UNMATCHED = "unmatched"
+    FULL = "full"
+    TIMES = "times"
 
 
 @dataclass(slots=True, eq=False)
@@ -45,9 +54,13 @@ class Coalescing(Generic[T]):
     least of the device. Calls that fit the leader come along in the same order, whatever their priority, as many as
     make the device faster in all: joining costs the leader little, and waiting would cost the others a batch of their
     own. Nothing ever waits for partners.
+
+    `stops` counts batches by why they were not larger: no other pending call fitted, `max_joined`, or parts were
+    measured to be faster, or the whole too slow for a deadline.
     """
 
     max_joined: int
+    stops: Counter[Stop] = field(default_factory=lambda: Counter(dict.fromkeys(Stop, 0)))
     _waiting: list[Pending[T]] = field(default_factory=list)
     _fairness: Fairness = field(default_factory=Fairness)
     _times: OrderedDict[Hashable, BatchTimes] = field(default_factory=OrderedDict)
@@ -84,27 +97,39 @@ class Coalescing(Generic[T]):
         """Takes out the calls that run next, as one batch; empty when none is pending."""
         if len(self._waiting) < 2:
             batch, self._waiting = self._waiting, []
+            self.stops[Stop.UNMATCHED] += len(batch)
             return batch
         if next(self._batches) % OLDEST_EVERY == 0:
             lead = min(self._waiting, key=lambda pending: pending.arrival)
         else:
             lead = min(self._waiting, key=lambda pending: self._order(pending, now))
-        batch = [lead]
-        if lead.key is not None:
-            fitting = [pending for pending in self._waiting if pending.key == lead.key and pending is not lead]
-            fitting.sort(key=lambda pending: self._order(pending, now))
-            room = self.max_joined - len(lead.entrants)
-            for pending in fitting:
-                room -= len(pending.entrants)
-                if room < 0:
-                    break
-                batch.append(pending)
-            if times := self._times.get(lead.key):
-                patience = min(_patience(entrant, now) for entrant in lead.entrants)
-                del batch[times.count([pending.rows for pending in batch], patience) :]
+        batch, stop = self._join(lead, now)
+        self.stops[stop] += 1
         taken = {id(pending) for pending in batch}
         self._waiting = [pending for pending in self._waiting if id(pending) not in taken]
         return batch
+
+    def _join(self, lead: Pending[T], now: float) -> tuple[list[Pending[T]], Stop]:
+        """The leader and those that come along, and why no more of them."""
+        batch = [lead]
+        if lead.key is None:
+            return batch, Stop.UNMATCHED
+        stop = Stop.UNMATCHED
+        fitting = [pending for pending in self._waiting if pending.key == lead.key and pending is not lead]
+        fitting.sort(key=lambda pending: self._order(pending, now))
+        room = self.max_joined - len(lead.entrants)
+        for pending in fitting:
+            room -= len(pending.entrants)
+            if room < 0:
+                stop = Stop.FULL
+                break
+            batch.append(pending)
+        if times := self._times.get(lead.key):
+            patience = min(_patience(entrant, now) for entrant in lead.entrants)
+            count = times.count([pending.rows for pending in batch], patience)
+            if count < len(batch):
+                return batch[:count], Stop.TIMES
+        return batch, stop
 
     def ran(self, batch: list[Pending[T]], seconds: float, *, as_one: bool) -> None:
         """Says what a batch took on the device, and whether it ran as one."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import greenlet
@@ -164,6 +164,11 @@ class Engine:
         """Raises Cancelled in the request where it stands; `finish` still gets called."""
         request.is_cancelled = True
         self._woken.set()
+
+    @property
+    def stops(self) -> Mapping[str, int]:
+        """Batches by why they were not larger."""
+        return {str(stop): batches for stop, batches in self._coalescing.stops.items()}
 
     @property
     def turn_seconds(self) -> float:

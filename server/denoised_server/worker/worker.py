@@ -509,6 +509,7 @@ class Worker:
             step_seconds=self._step_seconds.histogram(),
             device_seconds=dict(self._engine.batches.device_seconds),
             memory=self._memory_stats(held),
+            batch_stops=self._engine.stops,
             fused_requests=counts["fused_requests"],
             fusible_kinds=counts["fusible_kinds"],
             unfusible_kinds=counts["unfusible_kinds"],
