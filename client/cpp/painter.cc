@@ -144,6 +144,9 @@ class Painter {
                     << '\n';
           if (cancel_after && response.progress().completed_steps() >= *cancel_after) context->TryCancel();
           break;
+        case pb::GenerateResponse::kPhaseBegan:
+          std::cout << response.phase_began().phase() << '\n';
+          break;
         case pb::GenerateResponse::kOutput:
           if (response.output().field() == "images" && response.output().index() == 0) {
             image = response.output().artifact();

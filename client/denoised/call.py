@@ -91,6 +91,8 @@ class Call:
             case "progress":
                 bar.step(event.progress.completed_steps, event.progress.total_steps)
                 self._report(pipeline, event.progress.completed_steps)
+            case "phase_began":
+                bar.enter(event.phase_began.phase)
             case "output":
                 self._outputs.append(event.output)
             case "summary":

@@ -10,6 +10,15 @@ from tqdm.auto import tqdm
 
 from .v1.pipeline_service_pb2 import LoadProgress
 
+PHASES = {
+    "text_encode": "encoding the prompt",
+    "image_encode": "encoding the image",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "safety_check": "checking",
+    "encode": "writing",
+}
+
 
 def bar_over(config: Mapping[str, Any], iterable: Iterable[Any] | None, total: int | None) -> tqdm[Any]:
     """A bar as a pipeline of diffusers makes it. Raises ValueError without an iterable or a total."""
@@ -59,11 +68,7 @@ class DenoisingBar(Bar):
 
     def wait(self, position: int) -> None:
         """Shows the place in the queue."""
-        bar = self._bar
-        if bar is None:
-            bar = self._open({**self._config, "bar_format": "{desc}", "leave": False})
-        self._is_waiting = True
-        bar.set_description_str(f"waiting, {position} before this one" if position else "waiting, next in line")
+        self._say(f"waiting, {position} before this one" if position else "waiting, next in line")
 
     def step(self, completed: int, total: int) -> None:
         """Shows denoising steps."""
@@ -72,6 +77,20 @@ class DenoisingBar(Bar):
             self.close()
             self._is_waiting = False
         self._show(completed, total)
+
+    def enter(self, phase: str) -> None:
+        """Shows what is done before the first step, and after the last."""
+        if self._bar is None or self._is_waiting:
+            self._say(PHASES.get(phase, phase))
+        else:
+            self._bar.set_postfix_str(PHASES.get(phase, phase) if phase != "denoise" else "")
+
+    def _say(self, text: str) -> None:
+        bar = self._bar
+        if bar is None:
+            bar = self._open({**self._config, "bar_format": "{desc}", "leave": False})
+        self._is_waiting = True
+        bar.set_description_str(text)
 
 
 class LoadingBar(Bar):

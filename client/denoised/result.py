@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import reprlib
-from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ class Timings:
         calls: Component calls it made.
         joined_calls: Calls that were joined with those of other generations.
         max_joined: Most generations that shared one of its calls, itself included.
+        phases: Seconds in each phase, such as "text_encode", "denoise" and "decode".
+        batch_sizes: Its calls by how many generations shared them, itself included.
     """
 
     queue_seconds: float
@@ -38,6 +41,8 @@ class Timings:
     calls: int
     joined_calls: int
     max_joined: int
+    phases: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    batch_sizes: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
 class PipelineOutput:
@@ -148,6 +153,8 @@ def assemble(outputs: Sequence[pb.Output], summary: pb.Summary, *, is_pil: bool)
         calls=summary.call_count,
         joined_calls=summary.joined_call_count,
         max_joined=summary.max_joined_requests,
+        phases={name: from_duration(duration) for name, duration in summary.phase_durations.items()},
+        batch_sizes=dict(sorted(summary.batch_sizes.items())),
     )
     return PipelineOutput(fields, seeds=tuple(summary.seeds), timings=timings, manifest=Manifest(summary.manifest))
 

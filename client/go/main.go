@@ -192,6 +192,8 @@ func (p painter) generate(ctx context.Context, request *pb.GenerateRequest) (*pb
 			fmt.Printf("%d before this one\n", event.Queued.Position)
 		case *pb.GenerateResponse_Progress:
 			fmt.Printf("step %d of %d\n", event.Progress.CompletedSteps, event.Progress.TotalSteps)
+		case *pb.GenerateResponse_PhaseBegan:
+			fmt.Println(event.PhaseBegan.Phase)
 		case *pb.GenerateResponse_Output:
 			if event.Output.Field == "images" && event.Output.Index == 0 {
 				image = event.Output.Artifact

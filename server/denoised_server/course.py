@@ -41,9 +41,8 @@ class CourseNotes:
                 self._images += count
                 self._pixels += pixels
             case Finished():
-                for phase in event.phases:
-                    self._phases[phase.name] += phase.end_time - phase.start_time
-                self._phases["encode"] += event.encode_seconds
+                for name, seconds in event.phase_seconds().items():
+                    self._phases[name] += seconds
 
     def end(self, outcome: str, task: str) -> Course:
         return Course(

@@ -17,7 +17,8 @@ from .course import CourseNotes
 from .eventlog import EventLog
 from .forecast import UNKNOWN, Cost, Demand
 from .handles import Handle
-from .messages import Finished, Generate, Loaded, Output, Progress, Ready, Recipe, StepEnd
+from .messages import Finished, Generate, Loaded, Output, PhaseBegan, Progress, Ready, Recipe, StepEnd
+from .pace import Pace
 from .replays import Deaths
 
 # Number of a first step; that of Started is 1.
@@ -98,7 +99,7 @@ class Summary:
     replays: int = 0
 
 
-GenerationEvent = Started | Queued | Progress | StepEnd | Output | Summary
+GenerationEvent = Started | Queued | Progress | PhaseBegan | StepEnd | Output | Summary
 
 
 @codec.kept
@@ -170,6 +171,7 @@ class Generation:
     cost: Cost = UNKNOWN
     _asking: str = ""
     _overdue: asyncio.TimerHandle | None = None
+    _pace: Pace | None = None
     _delivered: set[tuple[str, int | None, int]] = field(default_factory=set)
     _task: asyncio.Task[None] | None = None
     _listening: asyncio.Task[None] | None = None
@@ -261,15 +263,29 @@ class Generation:
         if self.progress is None:
             self.log.put(Queued(position, expected_start_time), at_least=None)
 
-    def advance(self, event: Progress | Output) -> bool:
+    def admitted(self, worker: str) -> None:
+        """Runs from now on."""
+        self.worker, self.state, self._pace = worker, State.RUNNING, Pace(self.cost, time.time())
+
+    def _expect(self, progress: Progress | None) -> float | None:
+        if self._pace is None:
+            return None
+        done, total = (progress.completed_steps, progress.total_steps) if progress else (0, 0)
+        return self._pace.end(done, total, time.time())
+
+    def advance(self, event: Progress | PhaseBegan | Output) -> bool:
         """Passes an event on; says whether it is new. A replay begins with what has been seen before."""
         match event:
             case Progress():
                 if self.progress and event.completed_steps <= self.progress.completed_steps:
                     return False
-                self.progress = event
+                self.progress = event = replace(event, expected_end_time=self._expect(event))
                 # Not every step may be told of, and not the same ones in a replay.
                 self.log.put(event, at_least=event.completed_steps + FIRST_STEP)
+            case PhaseBegan():
+                if self.progress and event.completed_steps < self.progress.completed_steps:
+                    return False
+                self.log.put(replace(event, expected_end_time=self._expect(self.progress)), at_least=None)
             case Output():
                 place = (event.field, event.group, event.index)
                 if place in self._delivered:

@@ -35,9 +35,9 @@ from .eventlog import Numbered, behind
 from .executor import Executor
 from .forecast import Forecast
 from .gate import Gate
-from .generation import Generation, GenerationEvent, GenerationView, Making, Started, State, Summary, Terms
+from .generation import Generation, GenerationEvent, GenerationView, Making, Started, Summary, Terms
 from .handles import MAX_REQUEST_ID, Handle
-from .messages import Finished, Generate, Output, Progress, Ready, Reply, StepEnd
+from .messages import Finished, Generate, Output, PhaseBegan, Progress, Ready, Reply, StepEnd
 from .observer import Observer
 from .paging import page
 from .quotas import Quotas
@@ -370,7 +370,7 @@ class Generations:
                     await stack.enter_async_context(gate)
                 # The worker may have died while this one waited; then what it held is built anew.
                 if handle.worker == worker:
-                    generation.worker, generation.state = worker, State.RUNNING
+                    generation.admitted(worker)
                     self._leave_line(generation)
                     request = request_context.current()
                     request.worker = worker
@@ -421,6 +421,8 @@ class Generations:
                     case Progress() | Output():
                         if generation.advance(event):
                             generation.notes.note(event)
+                    case PhaseBegan():
+                        generation.advance(event)
                     case StepEnd():
                         if not generation.hears:
                             raise _deaf()

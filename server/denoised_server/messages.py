@@ -241,7 +241,7 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Run a pipeline. Answered by Progress and Output, then Finished; by StepEnd where a callback waits for a Reply.
+    """Run a pipeline. Answered by PhaseBegan, Progress and Output, then Finished; by StepEnd where a callback waits.
 
     `method` is "encode_prompt" to run that instead of `__call__`; what it returns comes as fields "output_0" and so on.
 
@@ -396,10 +396,20 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A denoising step finished."""
+    """A denoising step finished. When the end is expected, in seconds since the epoch, is for the front-end to add."""
 
     completed_steps: int
     total_steps: int
+    expected_end_time: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseBegan:
+    """What comes next is of this phase; so many steps are done. When the end is expected is as in Progress."""
+
+    phase: str
+    completed_steps: int
+    expected_end_time: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,10 +453,11 @@ class Phase:
 class Finished:
     """A generation ended; times in seconds.
 
-    `phases` are in the order in which they began; `generators` are the advanced states, where states were sent;
-    `fields` what the pipeline returned beside media, and `field_names` all that it returned, in order. For the
-    manifest: `noise_scheduler` where the request brought one, `media` the kind and digest of each image or tensor by
-    its place among the arguments, `adapter_digests` those of the files that the request named, in its order.
+    `phases` are in the order in which they began; `batch_sizes` has calls by how many requests shared them;
+    `generators` are the advanced states, where states were sent; `fields` what the pipeline returned beside media, and
+    `field_names` all that it returned, in order. For the manifest: `noise_scheduler` where the request brought one,
+    `media` the kind and digest of each image or tensor by its place among the arguments, `adapter_digests` those of the
+    files that the request named, in its order.
     """
 
     run_seconds: float
@@ -462,6 +473,14 @@ class Finished:
     media: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     adapter_digests: tuple[str, ...] = ()
     phases: tuple[Phase, ...] = ()
+    batch_sizes: tuple[tuple[int, int], ...] = ()
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds in each phase by its name, encoding included."""
+        seconds = {phase.name: 0.0 for phase in self.phases}
+        for phase in self.phases:
+            seconds[phase.name] += phase.end_time - phase.start_time
+        return seconds | {"encode": self.encode_seconds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -586,7 +605,7 @@ class Heartbeat:
     turn_seconds: float
 
 
-Event = LoadProgress | Loaded | Progress | StepEnd | Output | Finished | Unloaded | Snapshot | Heartbeat
+Event = LoadProgress | Loaded | Progress | PhaseBegan | StepEnd | Output | Finished | Unloaded | Snapshot | Heartbeat
 
 
 # Ends

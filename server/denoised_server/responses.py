@@ -30,6 +30,7 @@ from .messages import (
     NoiseScheduler,
     Output,
     Parameter,
+    PhaseBegan,
     PipelineSettings,
     Progress,
     Snapshot,
@@ -144,11 +145,18 @@ def _event(event: GenerationEvent) -> generation_service_pb2.GenerateResponse:
         case Started():
             return pb.GenerateResponse(started=pb.Started(name=event.name, seeds=event.seeds))
         case Queued():
-            start = None if event.expected_start_time is None else timestamp(event.expected_start_time)
-            return pb.GenerateResponse(queued=pb.Queued(position=event.position, expected_start_time=start))
+            queued = pb.Queued(position=event.position, expected_start_time=_maybe(event.expected_start_time))
+            return pb.GenerateResponse(queued=queued)
         case Progress():
-            progress = pb.Progress(completed_steps=event.completed_steps, total_steps=event.total_steps)
+            progress = pb.Progress(
+                completed_steps=event.completed_steps,
+                total_steps=event.total_steps,
+                expected_end_time=_maybe(event.expected_end_time),
+            )
             return pb.GenerateResponse(progress=progress)
+        case PhaseBegan():
+            began = pb.PhaseBegan(phase=event.phase, expected_end_time=_maybe(event.expected_end_time))
+            return pb.GenerateResponse(phase_began=began)
         case Output():
             output = pb.Output(
                 field=event.field,
@@ -156,6 +164,8 @@ def _event(event: GenerationEvent) -> generation_service_pb2.GenerateResponse:
                 artifact=artifact_to_proto(event.artifact),
                 seed=event.seed,
                 group=event.group,
+                width=event.width,
+                height=event.height,
             )
             return pb.GenerateResponse(output=output)
         case Summary():
@@ -233,6 +243,10 @@ def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
     message = timestamp_pb2.Timestamp()
     message.FromDatetime(datetime.fromtimestamp(seconds, UTC))
     return message
+
+
+def _maybe(seconds: float | None) -> timestamp_pb2.Timestamp | None:
+    return None if seconds is None else timestamp(seconds)
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:
@@ -357,6 +371,8 @@ def _summary(summary: Summary) -> generation_service_pb2.Summary:
         field_names=finished.field_names,
         manifest=_manifest(summary.making, finished),
         replay_count=summary.replays,
+        phase_durations={name: _duration(seconds) for name, seconds in finished.phase_seconds().items()},
+        batch_sizes=dict(finished.batch_sizes),
     )
 
 

@@ -143,3 +143,11 @@ def test_the_earlier_of_two_deadlines_counts_and_the_calls_only_while_there_is_o
     if own is not None:
         request.timeout.FromMilliseconds(int(own * 1000))
     assert requests.generate(request, left).timeout == limit
+
+
+async def test_progress_says_when_the_end_is_expected(pool: Pool) -> None:
+    view = await load(pool)
+    *steps, _, _ = await generate(pool, view.name, steps=4)
+    first, *others = [step.expected_end_time for step in steps]
+    assert first is None
+    assert all(abs(end - time.time()) < 5 for end in others)

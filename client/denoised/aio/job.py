@@ -79,6 +79,8 @@ class AsyncJob:
                             bar.wait(event.queued.position)
                         case "progress":
                             bar.step(event.progress.completed_steps, event.progress.total_steps)
+                        case "phase_began":
+                            bar.enter(event.phase_began.phase)
                         case "output":
                             outputs.append(event.output)
                         case "summary":

@@ -628,8 +628,8 @@ class GenerateRequest(google.protobuf.message.Message):
 
     @property
     def progress_interval(self) -> google.protobuf.duration_pb2.Duration:
-        """Shortest time between two Progress events: steps in between are not told, the last one always is. Defaults to zero,
-        which tells each step. Negative counts as zero.
+        """Shortest time between two Progress events: steps and phases in between are not told, the first step and the last one
+        always are. Defaults to zero, which tells each. Negative counts as zero.
         """
 
     @property
@@ -813,6 +813,7 @@ class GenerateResponse(google.protobuf.message.Message):
     OUTPUT_FIELD_NUMBER: builtins.int
     SUMMARY_FIELD_NUMBER: builtins.int
     STARTED_FIELD_NUMBER: builtins.int
+    PHASE_BEGAN_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Number of the event. Numbers rise and may have gaps; events about waiting have the number of the event before them.
     ResumeGeneration goes on after it.
@@ -837,6 +838,10 @@ class GenerateResponse(google.protobuf.message.Message):
     def started(self) -> global___Started:
         """The request was accepted. Always the first event."""
 
+    @property
+    def phase_began(self) -> global___PhaseBegan:
+        """Another phase began. One that begins sooner after another event than `progress_interval` is not told."""
+
     def __init__(
         self,
         *,
@@ -846,10 +851,11 @@ class GenerateResponse(google.protobuf.message.Message):
         output: global___Output | None = ...,
         summary: global___Summary | None = ...,
         started: global___Started | None = ...,
+        phase_began: global___PhaseBegan | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "output", b"output", "progress", b"progress", "queued", b"queued", "started", b"started", "summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "output", b"output", "progress", b"progress", "queued", b"queued", "sequence", b"sequence", "started", b"started", "summary", b"summary"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "progress", "output", "summary", "started"] | None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "output", b"output", "phase_began", b"phase_began", "progress", b"progress", "queued", b"queued", "started", b"started", "summary", b"summary"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "output", b"output", "phase_began", b"phase_began", "progress", b"progress", "queued", b"queued", "sequence", b"sequence", "started", b"started", "summary", b"summary"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "progress", "output", "summary", "started", "phase_began"] | None: ...
 
 global___GenerateResponse = GenerateResponse
 
@@ -912,19 +918,53 @@ class Progress(google.protobuf.message.Message):
 
     COMPLETED_STEPS_FIELD_NUMBER: builtins.int
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
+    EXPECTED_END_TIME_FIELD_NUMBER: builtins.int
     completed_steps: builtins.int
     """Denoising steps finished."""
     total_steps: builtins.int
     """Denoising steps in all, as far as known: pipelines of several stages add theirs as they get there."""
+    @property
+    def expected_end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When its end is expected, by the daemon's clock. Unset while nothing is known of its pace."""
+
     def __init__(
         self,
         *,
         completed_steps: builtins.int = ...,
         total_steps: builtins.int = ...,
+        expected_end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["completed_steps", b"completed_steps", "total_steps", b"total_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected_end_time", b"expected_end_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["completed_steps", b"completed_steps", "expected_end_time", b"expected_end_time", "total_steps", b"total_steps"]) -> None: ...
 
 global___Progress = Progress
+
+@typing.final
+class PhaseBegan(google.protobuf.message.Message):
+    """A phase of a generation began."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: builtins.int
+    EXPECTED_END_TIME_FIELD_NUMBER: builtins.int
+    phase: builtins.str
+    """What it is doing now: "text_encode", "image_encode", "denoise", "decode", "safety_check" or, when its pipeline has
+    returned, "encode" for the outputs. Some pipelines are in a phase more than once.
+    """
+    @property
+    def expected_end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """As in Progress."""
+
+    def __init__(
+        self,
+        *,
+        phase: builtins.str = ...,
+        expected_end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected_end_time", b"expected_end_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expected_end_time", b"expected_end_time", "phase", b"phase"]) -> None: ...
+
+global___PhaseBegan = PhaseBegan
 
 @typing.final
 class Output(google.protobuf.message.Message):
@@ -937,6 +977,8 @@ class Output(google.protobuf.message.Message):
     ARTIFACT_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     GROUP_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    HEIGHT_FIELD_NUMBER: builtins.int
     field: builtins.str
     """Field of diffusers' output class that it belongs to, such as "images"."""
     index: builtins.int
@@ -947,6 +989,10 @@ class Output(google.protobuf.message.Message):
     """Which list of the field it belongs to, from 0, where the field is a list of lists: the video of a frame. `index` is
     then its position in that list. Unset elsewhere.
     """
+    width: builtins.int
+    """Width of a picture, in pixels. 0 for everything else."""
+    height: builtins.int
+    """Height of a picture, in pixels. 0 for everything else."""
     @property
     def artifact(self) -> denoised.v1.artifact_pb2.Artifact:
         """The media."""
@@ -959,9 +1005,11 @@ class Output(google.protobuf.message.Message):
         artifact: denoised.v1.artifact_pb2.Artifact | None = ...,
         seed: builtins.int | None = ...,
         group: builtins.int | None = ...,
+        width: builtins.int = ...,
+        height: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_group", b"_group", "_seed", b"_seed", "artifact", b"artifact", "group", b"group", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_group", b"_group", "_seed", b"_seed", "artifact", b"artifact", "field", b"field", "group", b"group", "index", b"index", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_group", b"_group", "_seed", b"_seed", "artifact", b"artifact", "field", b"field", "group", b"group", "height", b"height", "index", b"index", "seed", b"seed", "width", b"width"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_group", b"_group"]) -> typing.Literal["group"] | None: ...
     @typing.overload
@@ -993,6 +1041,40 @@ class Summary(google.protobuf.message.Message):
         def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class PhaseDurationsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> google.protobuf.duration_pb2.Duration: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: google.protobuf.duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class BatchSizesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     QUEUE_DURATION_FIELD_NUMBER: builtins.int
     RUN_DURATION_FIELD_NUMBER: builtins.int
     DEVICE_DURATION_FIELD_NUMBER: builtins.int
@@ -1006,6 +1088,8 @@ class Summary(google.protobuf.message.Message):
     FIELD_NAMES_FIELD_NUMBER: builtins.int
     MANIFEST_FIELD_NUMBER: builtins.int
     REPLAY_COUNT_FIELD_NUMBER: builtins.int
+    PHASE_DURATIONS_FIELD_NUMBER: builtins.int
+    BATCH_SIZES_FIELD_NUMBER: builtins.int
     call_count: builtins.int
     """Component calls it made."""
     joined_call_count: builtins.int
@@ -1050,6 +1134,16 @@ class Summary(google.protobuf.message.Message):
     def manifest(self) -> global___Manifest:
         """How the outputs were made."""
 
+    @property
+    def phase_durations(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, google.protobuf.duration_pb2.Duration]:
+        """Time in each phase, by its name in `PhaseBegan.phase`, waiting for others' calls included. Outputs are encoded beside
+        the calls of other generations.
+        """
+
+    @property
+    def batch_sizes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]:
+        """Component calls by how many requests shared their batch, this one included."""
+
     def __init__(
         self,
         *,
@@ -1066,9 +1160,11 @@ class Summary(google.protobuf.message.Message):
         field_names: collections.abc.Iterable[builtins.str] | None = ...,
         manifest: global___Manifest | None = ...,
         replay_count: builtins.int = ...,
+        phase_durations: collections.abc.Mapping[builtins.str, google.protobuf.duration_pb2.Duration] | None = ...,
+        batch_sizes: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["device_duration", b"device_duration", "encode_duration", b"encode_duration", "manifest", b"manifest", "queue_duration", b"queue_duration", "run_duration", b"run_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "manifest", b"manifest", "max_joined_requests", b"max_joined_requests", "queue_duration", b"queue_duration", "replay_count", b"replay_count", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_sizes", b"batch_sizes", "call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "manifest", b"manifest", "max_joined_requests", b"max_joined_requests", "phase_durations", b"phase_durations", "queue_duration", b"queue_duration", "replay_count", b"replay_count", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
 
 global___Summary = Summary
 

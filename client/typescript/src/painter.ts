@@ -60,6 +60,7 @@ async function generate(daemon: Daemon, request: GenerateRequest, cancelAfter = 
   let image: Artifact__Output | undefined;
   for await (const event of call as AsyncIterable<GenerateResponse__Output>) {
     if (event.queued) console.log(`${event.queued.position} before this one`);
+    if (event.phaseBegan) console.log(event.phaseBegan.phase);
     if (event.progress) {
       const { completedSteps, totalSteps } = event.progress;
       console.log(`step ${completedSteps} of ${totalSteps}`);

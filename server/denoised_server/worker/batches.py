@@ -39,6 +39,7 @@ class Costs:
     calls: int = 0
     joined_calls: int = 0
     max_joined: int = 0
+    batch_sizes: Counter[int] = field(default_factory=Counter)
     device_seconds: float = 0.0
     phases: Phases = field(default_factory=Phases)
 
@@ -186,6 +187,7 @@ class Batches:
             call.costs.phases.note(phase, seconds)
             call.costs.max_joined = max(call.costs.max_joined, joined)
             call.costs.joined_calls += joined > 1
+            call.costs.batch_sizes[joined] += 1
 
 
 def _why_alone(call: Call) -> Lone:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import greenlet
 import torch
 from denoised import media
 from denoised.allowance import Allowance
@@ -25,11 +26,11 @@ from denoised.errors import (
 )
 from denoised.fingerprint import fingerprints
 from denoised.values import Artifact, Plain
-from denoised_server.messages import Finished, Generate, NoiseScheduler, Progress, StepEnd
+from denoised_server.messages import Finished, Generate, NoiseScheduler, PhaseBegan, Progress, StepEnd
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from . import features, fused, noise_schedulers, pictures, prompt_encoding, recordings
+from . import features, fused, noise_schedulers, pictures, prompt_encoding, recordings, seam
 from .batches import Costs
 from .callbacks import Callbacks
 from .encoding import Encoding
@@ -50,20 +51,21 @@ class Steps:
 
     Steps are those of the request's own noise schedulers, which every family has; how many there will be is said by the
     progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none. A pipeline without
-    a noise scheduler is counted by its progress bar. The first step and the last are always told, those between no more
-    often than every `interval` seconds. `ended` gets the timestep and the result of each step of a noise scheduler, and
-    returns the result to go on with.
+    a noise scheduler is counted by its progress bar. The first step and the last are always told, those between and the
+    phases that begin no more often than every `interval` seconds. `ended` gets the timestep and the result of each step
+    of a noise scheduler, and returns the result to go on with.
     """
 
     def __init__(
         self,
-        emit: Callable[[Progress], None],
+        emit: Callable[[Progress | PhaseBegan], None],
         step_seconds: Observations,
         interval: float,
         ended: Callable[[Any, Any], Any],
     ) -> None:
         self._emit, self._step_seconds, self._interval, self._ended = emit, step_seconds, interval, ended
         self._told = -math.inf
+        self._phase, self._began = "", math.inf
         self._is_watching = False
         self._done = self._before = self._calls = self._stage = 0
         self._last: float | None = None
@@ -88,6 +90,16 @@ class Steps:
     def _updated(self) -> None:
         if not self._is_watching:
             self._stepped(1, 0)
+
+    def enter(self, phase: str) -> None:
+        """What the request does next is of this phase."""
+        if phase == self._phase:
+            return
+        self._phase, now = phase, time.perf_counter()
+        self._began = min(self._began, now)
+        if now - max(self._told, self._began) >= self._interval:
+            self._told = now
+            self._emit(PhaseBegan(phase, self._done))
 
     def share(self) -> float:
         """How much of what is known to come is done, from 0 to 1."""
@@ -138,7 +150,7 @@ class Generation:
         command: Generate,
         pipeline: DiffusionPipeline,
         device: torch.device,
-        emit: Callable[[Progress | StepEnd], None],
+        emit: Callable[[Progress | PhaseBegan | StepEnd], None],
         step_seconds: Observations,
         enabled: Mapping[str, Mapping[str, Plain]],
         adapter_digests: tuple[str, ...] = (),
@@ -197,7 +209,7 @@ class Generation:
         """One that runs this one and others of its kind as one `__call__`; they share its result."""
         members = (self, *others)
 
-        def tell(event: Progress | StepEnd) -> None:
+        def tell(event: Progress | PhaseBegan | StepEnd) -> None:
             for member in members:
                 if not member._is_left:
                     member._emit(event)
@@ -213,7 +225,7 @@ class Generation:
         """What came of fused ones, as each one's own. Raises NotJoinableError."""
         parts = fused.parts(result, len(self._members))
         for member, generator in zip(self._members, self._generators, strict=True):
-            member._run_seconds, member._generators = self._run_seconds, [generator]
+            member._run_seconds, member._generators, member._steps = self._run_seconds, [generator], self._steps
         return parts
 
     def proof(self) -> tuple[Generation, Generation]:
@@ -232,7 +244,7 @@ class Generation:
         return all(map(fused.agree, fused.parts(result, len(alone)), alone, itertools.repeat(self._pipeline.dtype)))
 
     def _another(
-        self, command: Generate, emit: Callable[[Progress | StepEnd], None], step_seconds: Observations
+        self, command: Generate, emit: Callable[[Progress | PhaseBegan | StepEnd], None], step_seconds: Observations
     ) -> Generation:
         return Generation(
             command, self._pipeline, self._device, emit, step_seconds, self._enabled, max_pixels=self._max_pixels
@@ -245,6 +257,8 @@ class Generation:
     def run(self) -> Any:
         """On the engine's thread: diffusers' own call, on a view of the pipeline that is this request's alone."""
         self._began = time.perf_counter()
+        if isinstance(caller := greenlet.getcurrent(), seam.Caller):
+            caller.entered = self._steps.enter
         try:
             self._view = _view(self._pipeline, self._steps, {})
             features.enable(self._view, self._enabled)
@@ -263,7 +277,10 @@ class Generation:
 
     def encoding(self, result: Any) -> Encoding:
         """The outputs that the result is to become."""
-        return Encoding(result, self._command, self._pipeline, self._arguments)
+        encoding = Encoding(result, self._command, self._pipeline, self._arguments)
+        if not encoding.is_light:
+            self._steps.enter("encode")
+        return encoding
 
     def finished(self, encoding: Encoding, costs: Costs, encode_seconds: float) -> Finished:
         """What there is to say when all outputs are there."""
@@ -281,6 +298,7 @@ class Generation:
             media=self._media,
             adapter_digests=self._adapter_digests,
             phases=costs.phases.runs(),
+            batch_sizes=tuple(sorted(costs.batch_sizes.items())),
         )
 
     def _noise_scheduler(self) -> NoiseScheduler | None:

@@ -48,9 +48,13 @@ class Method:
 
 
 class Caller(greenlet.greenlet):
-    """A greenlet on which a request runs. `overlay` holds what the request changes; None while a call runs inline."""
+    """A greenlet on which a request runs. `overlay` holds what the request changes; None while a call runs inline.
+
+    `entered` hears the phase of each call before it is made.
+    """
 
     overlay: Overlay | None
+    entered: Callable[[str], None] | None = None
 
     def call(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hands the call to the engine, and returns with its result."""
@@ -95,6 +99,8 @@ def _yielding(method: Method) -> Callable[..., Any]:
         caller = greenlet.getcurrent()
         if not isinstance(caller, Caller) or caller.overlay is None:
             return method.original(*args, **kwargs)
+        if caller.entered is not None:
+            caller.entered(method.phase)
         return caller.call(method, args, kwargs) if switchable() else caller.inline(method, args, kwargs)
 
     return call
