@@ -55,7 +55,7 @@ WORDS = {
         "        self.set_scheduler(scheduler)"
     ),
     # A blocking property may ask the daemon, so that what others did since is seen.
-    "description.describe_components(self._info)": "description.describe_components(self.refresh()._info)",
+    "description.describe_components(self._info,": "description.describe_components(self.refresh()._info,",
     "description.describe_memory(self._info)": "description.describe_memory(self.refresh()._info)",
     "Attributes are as of the last answer from the daemon: `await pipe.refresh()` brings them up to date.": (
         "`components` and `memory` ask the daemon; other attributes are as of its last answer, see `refresh`."

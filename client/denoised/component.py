@@ -137,7 +137,8 @@ class Component:
 
     def __repr__(self) -> str:
         # The configuration of a live component is long.
-        names = [each.name for each in dataclasses.fields(self) if not (each.name == "config" and self.pipeline)]
+        fields = [each.name for each in dataclasses.fields(self) if each.repr]
+        names = [name for name in fields if not (name == "config" and self.pipeline)]
         given = {name: getattr(self, name) for name in names}
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value not in ("", None, {}, 0))
         return f"{type(self).__name__}({shown})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,21 @@ from .spec import TASK_NAMES, dtype_name
 from .units import format_bytes
 from .v1 import pipeline_service_pb2 as pb
 
+# Methods of a VAE of diffusers that are features of its pipeline here, and what each sets.
+SWITCHES: dict[str, tuple[str, dict[str, float] | None]] = {
+    "enable_tiling": ("vae_tiling", {}),
+    "disable_tiling": ("vae_tiling", None),
+    "enable_slicing": ("vae_slicing", {}),
+    "disable_slicing": ("vae_slicing", None),
+}
 RESIDENCIES = {pb.RESIDENCY_DEVICE: "device", pb.RESIDENCY_HOST: "host", pb.RESIDENCY_DISK: "disk"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LiveComponent(Component):
     """One part of a live pipeline. Given to another pipeline's `from_pretrained` or `from_pipe`, it shares its memory.
+
+    A VAE has `enable_tiling`, `enable_slicing` and what undoes them, for this pipeline alone.
 
     Attributes:
         pipeline: The pipeline, "pipelines/{id}".
@@ -32,6 +42,7 @@ class LiveComponent(Component):
         sharers: Pipelines that use this one copy, this pipeline included.
         residency: Where its weights are: "device", "host" or "disk"; empty for parts without weights.
         config: Its configuration; empty for a part that has none.
+        switch: Sets a feature of the pipeline.
     """
 
     digest: str = ""
@@ -39,6 +50,12 @@ class LiveComponent(Component):
     sharers: int = 0
     residency: str = ""
     config: FrozenDict = field(default_factory=FrozenDict)
+    switch: Callable[[str, dict[str, float] | None], Any] | None = field(default=None, repr=False, compare=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in SWITCHES and self.role == "vae" and self.switch is not None:
+            return functools.partial(self.switch, *SWITCHES[name])
+        raise AttributeError(f"A remote component has no {name!r}.", name=name, obj=self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +71,9 @@ class Memory:
     shared_bytes: int
 
 
-def describe_components(info: pb.Pipeline) -> dict[str, LiveComponent]:
+def describe_components(
+    info: pb.Pipeline, switch: Callable[[str, dict[str, float] | None], Any] | None = None
+) -> dict[str, LiveComponent]:
     return {
         part.role: LiveComponent(
             pipeline=info.name,
@@ -66,6 +85,7 @@ def describe_components(info: pb.Pipeline) -> dict[str, LiveComponent]:
             sharers=part.sharer_count,
             residency=RESIDENCIES.get(part.residency, ""),
             config=config.of_component(info, part.role),
+            switch=switch,
         )
         for part in info.components
     }

@@ -387,7 +387,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
     @property
     def components(self) -> dict[str, LiveComponent]:
         """Its parts by role, with content digest, size and how many pipelines share each; others can be given them."""
-        return description.describe_components(self.refresh()._info)
+        return description.describe_components(self.refresh()._info, self._feature)
 
     @property
     def config(self) -> FrozenDict:
@@ -468,7 +468,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             raise AttributeError(name)
         if name in self._state:
             return self._state[name]
-        parts = description.describe_components(self.refresh()._info)
+        parts = description.describe_components(self.refresh()._info, self._feature)
         if name in parts:
             return parts[name]
         if several := [part for role, part in parts.items() if role.startswith(f"{name}[")]:

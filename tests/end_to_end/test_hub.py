@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import denoised
+import numpy as np
 import pytest
 import torch
 from denoised import Client, errors
 from denoised.v1 import pipeline_service_pb2 as pb
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 
-from tests import checkpoints, single_file
+from tests import adapter_files, checkpoints, single_file
 from tests.daemon import Daemon
 from tests.hub import Hub
 
+ONE: dict[str, Any] = {"num_inference_steps": 2}
 LARGE_BYTES = 24 * 2**20
 TOKEN = "hf_onlyForThisLoad"
 
@@ -124,7 +129,59 @@ def test_a_single_file_is_downloaded_by_itself_and_its_configuration_without_wei
         assert not any("/owner/sd/" in line for line in hub.downloads(".safetensors"))
         again = load(client, "owner/one", single_file="model.safetensors", config="owner/sd", revision=one.commit)
         assert again.memory.exclusive_bytes == 0
-        assert len(hub.downloads("model.safetensors")) == 1
+        assert len(hub.downloads("/owner/one/")) == 1
+        # The cache knows this commit, for the sake of its configuration.
+        with pytest.raises(errors.RepoNotFoundError):
+            load(client, "owner/sd", revision=sd.commit, local_files_only=True)
+        assert load(client, "owner/sd", revision=sd.commit)("a", num_inference_steps=2).images
+
+
+def test_adapters_come_from_the_hub(hub: Hub, daemon: Daemon, folders: dict[str, Path], tmp_path: Path) -> None:
+    local = StableDiffusionPipeline.from_pretrained(folders["sd"])
+    local.set_progress_bar_config(disable=True)
+    files = tmp_path / "adapters"
+    adapter_files.lora(files / "ink.safetensors", unet=local.unet, text_encoder=local.text_encoder)
+    adapter_files.textual_inversion(files / "words" / "learned_embeds.safetensors", "<thing>")
+    adapter_files.ip_adapter(files / "models", local.unet)
+    hub.add("owner/sd", folders["sd"])
+    repository = hub.add("owner/adapters", files)
+    hub.add("owner/gated", files, gated=True)
+    asked: dict[str, Any] = {"prompt": "a <thing>", "num_inference_steps": 2, "output_type": "np"}
+
+    def adapt(pipe: Any, source: object) -> None:
+        pipe.load_lora_weights(source, adapter_name="ink")
+        pipe.load_textual_inversion(source, subfolder="words")
+        pipe.load_ip_adapter(source, subfolder="models", weight_name="ip-adapter.safetensors")
+
+    with daemon.client() as client:
+        pipe = load(client, "owner/sd")
+        adapt(pipe, "owner/adapters")
+        sources = [source for call in pipe.info.settings.adapters for source in call.sources]
+        # A rebuild takes what was loaded then, and needs no Hub to know which files those were.
+        assert {source.revision for source in sources} == {repository.commit}
+        assert sources[0].weight_name == "ink.safetensors"
+        for wrong, kind in (("owner/gated", errors.GatedRepoError), ("owner/none", errors.RepoNotFoundError)):
+            with pytest.raises(kind):
+                pipe("a", adapters=[wrong], **ONE)
+        with pytest.raises(errors.RepoNotFoundError, match=r"no adapter 'none\.safetensors'"):
+            pipe("a", adapters=[denoised.Adapter("owner/adapters", weight_name="none.safetensors")], **ONE)
+        plain = load(client, "owner/sd")
+        for_one_call = plain("a", adapters=["owner/adapters"], seed=1, batching="forbid", output_type="np", **ONE)
+        hub.__exit__()
+        with pytest.raises(errors.HubUnreachableError):
+            plain("a", adapters=["owner/adapters"], **ONE)
+        daemon.workers()[0].kill()
+        while not client.workers()[0].restart_count:
+            time.sleep(0.05)
+        picture = Image.effect_noise((48, 40), 80).convert("RGB")
+        there = pipe(**asked, ip_adapter_image=picture, seed=1, batching="forbid").images
+    local.load_lora_weights(files, weight_name="ink.safetensors")
+    here = local("a", generator=torch.Generator().manual_seed(1), output_type="np", **ONE).images
+    np.testing.assert_array_equal(for_one_call.images, here)
+    local.unload_lora_weights()
+    adapt(local, files)
+    here = local(**asked, ip_adapter_image=picture, generator=torch.Generator().manual_seed(1)).images
+    np.testing.assert_array_equal(there, here)
 
 
 def test_gated_and_private_repositories_take_the_token_of_one_load(
@@ -232,6 +289,37 @@ def test_a_download_goes_on_where_it_was_cut_short(hub: Hub, daemon: Daemon, fol
     assert starts(hub) == [10 * 2**20]
 
 
+def test_a_download_goes_on_where_a_process_that_died_left_it(
+    hub: Hub, daemon: Daemon, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    hub.add("owner/large", folders["large"])
+    hub.hang_after = 12 * 2**20
+    blobs = tmp_path / "cache" / "models--owner--large" / "blobs"
+    digest = hashlib.sha256((folders["large"] / "tokenizer" / "large.json").read_bytes()).hexdigest()
+    part = blobs / f"{digest}.incomplete"
+    with daemon.client(timeout=120) as client:
+        thread, _ = begin(lambda: load(client, "owner/large", pipeline_id="cut"))
+        assert hub.hanging.wait(30)
+        hub.hang_after = None
+        while not (part.exists() and part.stat().st_size):
+            time.sleep(0.05)
+        daemon.workers()[0].kill()
+        hub.released.set()
+        thread.join(60)
+        assert load(client, "owner/large").components
+        (begun,) = starts(hub)
+        assert begun > 0
+        assert not part.exists()
+
+        # What came before is no part of the file: it is not believed, and the next try begins anew.
+        (blobs / digest).unlink()
+        part.write_bytes(b"x" * 2**20)
+        with pytest.raises(errors.HubUnreachableError):
+            load(client, "owner/large", revision="main")
+        assert load(client, "owner/large", revision="main").components
+    assert starts(hub) == [begun, 2**20]
+
+
 def starts(hub: Hub) -> list[int]:
     """Where requests for parts of files began."""
     return [int(wanted.removeprefix("bytes=").partition("-")[0]) for wanted in hub.ranges]
@@ -240,8 +328,6 @@ def starts(hub: Hub) -> list[int]:
 def test_half_precision_of_a_repository_is_kept_where_that_is_asked_for(
     hub: Hub, daemon: Daemon, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    from diffusers import StableDiffusionPipeline
-
     pipe = StableDiffusionPipeline.from_pretrained(folders["sd"], torch_dtype=torch.float16)
     pipe.save_pretrained(tmp_path / "half", variant="fp16")
     hub.add("owner/half", tmp_path / "half")

@@ -58,10 +58,10 @@ class Side:
             await asyncio.to_thread(setattr, pipe.inner, "scheduler", scheduler)
 
     async def tile(self, pipe: Any, *, on: bool) -> None:
-        if self.name == "local":
-            (pipe.inner.vae.enable_tiling if on else pipe.inner.vae.disable_tiling)()
-        else:
-            await (pipe.enable_vae_tiling if on else pipe.disable_vae_tiling)()
+        vae = await asyncio.to_thread(getattr, self._inner(pipe), "vae")
+        done = await asyncio.to_thread(vae.enable_tiling if on else vae.disable_tiling)
+        if self.name == "asyncio":
+            await done
 
 
 @contextlib.asynccontextmanager

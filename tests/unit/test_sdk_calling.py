@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import copy
+import inspect
 import pickle
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -306,6 +307,13 @@ async def test_features_are_named_by_what_follows_enable(pipe: Any, daemon: Fake
     request = daemon.last(pipeline_service_pb2.UpdatePipelineRequest)
     assert list(request.update_mask.paths) == ["features.vae_tiling"]
     assert not request.settings.features
+    vae = getattr(pipe, "inner", pipe).vae
+    assert not hasattr(getattr(pipe, "inner", pipe).unet, "enable_tiling")
+    for method, path, is_set in (("enable_slicing", "vae_slicing", True), ("disable_tiling", "vae_tiling", False)):
+        if inspect.isawaitable(done := getattr(vae, method)()):
+            await done
+        request = daemon.last(pipeline_service_pb2.UpdatePipelineRequest)
+        assert (list(request.update_mask.paths), path in request.settings.features) == ([f"features.{path}"], is_set)
 
 
 async def test_what_the_daemon_decides_is_taken_without_effect(pipe: Any, daemon: FakeDaemon) -> None:

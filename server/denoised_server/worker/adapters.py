@@ -123,9 +123,13 @@ class AdapterStore:
         return File(found.folder, self._digests.of_file(found.folder), found.revision)
 
     def resolve(self, call: AdapterCall) -> AdapterCall:
-        """The call with the commits that the revisions of its sources named."""
-        found = [(source, self.find(source).revision or source.revision) for source in call.sources]
-        return replace(call, sources=tuple(replace(source, revision=revision) for source, revision in found))
+        """The call with the commits that the revisions of its sources named, and the files that were chosen there."""
+        return replace(call, sources=tuple(map(self._resolved, call.sources)))
+
+    def _resolved(self, source: AdapterSource) -> AdapterSource:
+        file = self.find(source)
+        # A directory may have another file by the next time, as it may have other content.
+        return replace(source, revision=file.revision, weight_name=file.path.name) if file.revision else source
 
     def adapt(self, pipeline: DiffusionPipeline, adaptation: Adaptation, user: str) -> Adapted:
         """A view of the pipeline with these adapters, for the handle `user`; to be let go of with `unpin`.

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 from denoised.errors import GatedRepoError, HubUnreachableError, NotAPipelineError, RepoNotFoundError
-from denoised_server.messages import Access, ComponentSource, LoadProgress, Spec
+from denoised_server.messages import Access, AdapterSource, ComponentSource, LoadProgress, Spec
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hub_errors
 from tqdm import tqdm
 
-from . import weights
+from . import resuming, weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,12 @@ class Downloads:
     def pipeline(self, spec: Spec) -> str:
         """Brings the files of a pipeline into the cache, and returns their commit. What is overridden is left there."""
         repo_id, revision = spec.repo_id, spec.revision
+
+        def is_whole(folder: Path) -> bool:
+            return _has_pipeline(folder / spec.subfolder, spec)
+
         if spec.subfolder:
-            return self._snapshot(repo_id, revision, [f"{spec.subfolder}/*"])
+            return self._snapshot(repo_id, revision, [f"{spec.subfolder}/*"], is_whole)
 
         def download(local_files_only: bool) -> str:
             return str(
@@ -69,7 +74,7 @@ class Downloads:
                 )
             )
 
-        return self._run(repo_id, revision, download)
+        return self._run(repo_id, revision, download, is_whole)
 
     def single_file(self, spec: Spec) -> str:
         """Brings a file with all weights into the cache, with what describes it if nothing else does; its commit."""
@@ -78,17 +83,17 @@ class Downloads:
 
         def download(local_files_only: bool) -> str:
             folder = self._download_snapshot(spec.repo_id, spec.revision, patterns, local_files_only)
-            if not Path(folder, name).is_file():
-                # The cache has the commit, maybe for the sake of other files.
-                missing = hub_errors.LocalEntryNotFoundError if local_files_only else ValueError
-                raise missing(f"{name} is not there")
+            if not (local_files_only or Path(folder, name).is_file()):
+                raise ValueError(f"{name} is not there")
             return folder
 
-        return self._run(spec.repo_id, spec.revision, download)
+        return self._run(spec.repo_id, spec.revision, download, lambda folder: (folder / name).is_file())
 
     def configuration(self, source: ComponentSource) -> str:
         """Brings what describes a pipeline into the cache, none of its weights, and returns its commit."""
-        return self._snapshot(source.repo_id, source.revision, [*CONFIGURATION])
+        return self._snapshot(
+            source.repo_id, source.revision, [*CONFIGURATION], lambda folder: (folder / "model_index.json").is_file()
+        )
 
     def component(self, source: ComponentSource) -> str:
         """Brings the files of one component into the cache, and returns their commit."""
@@ -107,10 +112,46 @@ class Downloads:
                 patterns = [*(folder + name for name in (*chosen, *others)), "model_index.json"]
             return self._download_snapshot(source.repo_id, source.revision, patterns, local_files_only)
 
-        return self._run(source.repo_id, source.revision, download)
+        def is_whole(found: Path) -> bool:
+            return _has_component(found / folder, source.variant, source.use_safetensors)
 
-    def _snapshot(self, repo_id: str, revision: str, patterns: list[str]) -> str:
-        return self._run(repo_id, revision, lambda local: self._download_snapshot(repo_id, revision, patterns, local))
+        return self._run(source.repo_id, source.revision, download, is_whole)
+
+    def adapter(self, source: AdapterSource, choose: Callable[[Iterable[str]], str]) -> Path:
+        """Brings the file of an adapter into the cache: without a name, the one that `choose` takes of those there."""
+
+        def download(local_files_only: bool) -> str:
+            revision, token = source.revision or None, self._access.token or None
+            name = source.weight_name
+            if not name and not local_files_only:
+                folder = f"{source.subfolder}/" if source.subfolder else ""
+                files = HfApi().list_repo_files(source.repo_id, revision=revision, token=token)
+                inside = (file.removeprefix(folder) for file in files if file.startswith(folder))
+                name = choose(file for file in inside if "/" not in file and file.endswith(".safetensors"))
+            path: str = hf_hub_download(
+                source.repo_id,
+                name,
+                subfolder=source.subfolder or None,
+                revision=revision,
+                token=token,
+                local_files_only=local_files_only,
+            )
+            return path
+
+        try:
+            return Path(self._fetch(source.repo_id, source.revision, download, Path.is_file))
+        except NotAPipelineError:
+            raise RepoNotFoundError(
+                f"There is no adapter {source.weight_name or '*.safetensors'!r} in {source.subfolder or '.'!r} of "
+                f"{source.repo_id!r}.",
+                hint="Check repo_id, subfolder and weight_name.",
+            ) from None
+
+    def _snapshot(self, repo_id: str, revision: str, patterns: list[str], is_whole: Callable[[Path], bool]) -> str:
+        def download(local_files_only: bool) -> str:
+            return self._download_snapshot(repo_id, revision, patterns, local_files_only)
+
+        return self._run(repo_id, revision, download, is_whole)
 
     def _download_snapshot(self, repo_id: str, revision: str, patterns: list[str], local_files_only: bool) -> str:
         return str(
@@ -123,15 +164,31 @@ class Downloads:
             )
         )
 
-    def _run(self, repo_id: str, revision: str, download: Callable[[bool], str]) -> str:
+    def _run(
+        self, repo_id: str, revision: str, download: Callable[[bool], str], is_whole: Callable[[Path], bool]
+    ) -> str:
+        """The commit that a download is of."""
+        return Path(self._fetch(repo_id, revision, download, is_whole)).name
+
+    def _fetch(
+        self, repo_id: str, revision: str, download: Callable[[bool], str], is_whole: Callable[[Path], bool]
+    ) -> str:
+        """What `download` returns, with local files only if those are enough; `is_whole` says whether they are."""
+
+        def find() -> str:
+            found = download(True)
+            if not is_whole(Path(found)):
+                raise hub_errors.LocalEntryNotFoundError("the cache has the commit, for the sake of other files")
+            return found
+
         try:
             # What a recipe was resolved to is in the cache, and needs neither the Hub nor the token that brought it.
             if weights.is_commit(revision) and not self._access.force_download:
                 try:
-                    return Path(self._in_thread(lambda: download(True))).name
+                    return self._in_thread(find)
                 except _FailedError:
                     logger.debug("%s is not in the cache yet", repo_id)
-            return Path(self._in_thread(lambda: download(self._access.local_files_only))).name
+            return self._in_thread(find if self._access.local_files_only else lambda: download(False))
         except _FailedError as failed:
             logger.debug("download of %s failed", repo_id, exc_info=True)
             raise _translate(repo_id, revision, failed.error) from None
@@ -161,6 +218,25 @@ class Downloads:
             return outcome.result()
         finally:
             bars.is_left.set()
+
+
+def _has_pipeline(folder: Path, spec: Spec) -> bool:
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return all(
+        _has_component(folder / role, spec.variant, spec.use_safetensors)
+        for role, entry in index.items()
+        if isinstance(entry, list) and entry and entry[0] is not None and role not in spec.overrides
+    )
+
+
+def _has_component(folder: Path, variant: str, use_safetensors: bool | None) -> bool:
+    """Whether there is something, and what describes weights is not there without them."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    has_weights = bool(weights.choose(names, variant=variant, use_safetensors=use_safetensors))
+    return bool(names) and (has_weights or "config.json" not in names)
 
 
 class _Bars:
@@ -199,10 +275,13 @@ def _snapshot_download(*args: Any, **kwargs: Any) -> Any:
     bars: _Bars | None = getattr(_thread, "bars", None)
     if bars is not None:
         kwargs = {"tqdm_class": bars.bar_class, "force_download": bars.force, **kwargs}
+        if bars.force:
+            resuming.forget(str(args[0]))
     return snapshot_download(*args, **kwargs)
 
 
 pipeline_utils.snapshot_download = _snapshot_download
+resuming.install()
 
 
 def _translate(repo_id: str, revision: str, error: Exception) -> Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,17 +15,14 @@ from denoised.errors import (
     SourceNotAllowedError,
 )
 from denoised_server import demo
-from denoised_server.messages import AdapterSource, ComponentSource, Derivation, Override, Recipe, Spec
+from denoised_server.messages import Access, AdapterSource, ComponentSource, Derivation, Override, Recipe, Spec
 from diffusers.pipelines.pipeline_loading_utils import CONNECTED_PIPES_KEYS
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub import ModelCard
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HFValidationError
 from yaml import YAMLError
 
 from .downloads import Downloads
 from .source_rules import SourceRules
-
-logger = logging.getLogger(__name__)
 
 EMBEDDED = {"demo": demo.CHECKPOINT}
 ADAPTER_NAMES = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
@@ -173,24 +169,9 @@ class Sources:
         return Source(path)
 
     def _download_adapter(self, wanted: AdapterSource) -> Source:
-        repo_id, revision = wanted.repo_id, wanted.revision or None
-        _check_repo_id(repo_id)
-        self.rules.check_repo(repo_id, wanted.revision)
-        try:
-            name = wanted.weight_name
-            if not name:
-                files = HfApi().list_repo_files(repo_id, revision=revision)
-                folder = f"{wanted.subfolder}/" if wanted.subfolder else ""
-                inside = (file.removeprefix(folder) for file in files if file.startswith(folder))
-                name = _likely_adapter(file for file in inside if "/" not in file and file.endswith(".safetensors"))
-            path = Path(hf_hub_download(repo_id, name, subfolder=wanted.subfolder or None, revision=revision))
-        except (OSError, HFValidationError, ValueError) as error:
-            logger.debug("download of an adapter from %s failed", repo_id, exc_info=True)
-            raise RepoNotFoundError(
-                f"The adapter in {repo_id!r} cannot be had: {type(error).__name__}.",
-                hint="Check its name, revision, subfolder and weight_name, whether it is gated, and the daemon's "
-                "network.",
-            ) from None
+        _check_repo_id(wanted.repo_id)
+        self.rules.check_repo(wanted.repo_id, wanted.revision)
+        path = Downloads(Access(), lambda progress: None, lambda: None).adapter(wanted, _likely_adapter)
         return Source(path, next((part.name for part in path.parents if part.parent.name == "snapshots"), ""))
 
     def _local(self, repo_id: str) -> Source | None:
