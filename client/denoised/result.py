@@ -32,6 +32,7 @@ class Timings:
         max_joined: Most generations that shared one of its calls, itself included.
         phases: Seconds in each phase, such as "text_encode", "denoise" and "decode".
         batch_sizes: Its calls by how many generations shared them, itself included.
+        recoveries: What helped calls that had run out of memory, such as "split" or "tile"; empty when memory sufficed.
     """
 
     queue_seconds: float
@@ -43,6 +44,7 @@ class Timings:
     max_joined: int
     phases: Mapping[str, float] = dataclasses.field(default_factory=dict)
     batch_sizes: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    recoveries: tuple[str, ...] = ()
 
 
 class PipelineOutput:
@@ -155,6 +157,7 @@ def assemble(outputs: Sequence[pb.Output], summary: pb.Summary, *, is_pil: bool)
         max_joined=summary.max_joined_requests,
         phases={name: from_duration(duration) for name, duration in summary.phase_durations.items()},
         batch_sizes=dict(sorted(summary.batch_sizes.items())),
+        recoveries=tuple(summary.recoveries),
     )
     return PipelineOutput(fields, seeds=tuple(summary.seeds), timings=timings, manifest=Manifest(summary.manifest))
 

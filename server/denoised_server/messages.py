@@ -458,6 +458,7 @@ class Finished:
     `field_names` all that it returned, in order. For the manifest: `noise_scheduler` where the request brought one,
     `media` the kind and digest of each image or tensor by its place among the arguments, `adapter_digests` those of the
     files that the request named, in its order.
+    `recoveries` are the ways in which calls came through that had run out of memory.
     """
 
     run_seconds: float
@@ -481,6 +482,8 @@ class Finished:
         for phase in self.phases:
             seconds[phase.name] += phase.end_time - phase.start_time
         return seconds | {"encode": self.encode_seconds}
+
+    recoveries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -373,6 +373,7 @@ def _summary(summary: Summary) -> generation_service_pb2.Summary:
         replay_count=summary.replays,
         phase_durations={name: _duration(seconds) for name, seconds in finished.phase_seconds().items()},
         batch_sizes=dict(finished.batch_sizes),
+        recoveries=finished.recoveries,
     )
 
 
@@ -472,4 +473,5 @@ def _engine(snapshot: Snapshot) -> worker_service_pb2.EngineStats:
         fused_generation_count=snapshot.fused_requests,
         fusible_kind_count=snapshot.fusible_kinds,
         unfusible_kind_count=snapshot.unfusible_kinds,
+        recovery_counts=snapshot.memory.recoveries,
     )

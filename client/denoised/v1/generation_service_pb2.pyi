@@ -1088,6 +1088,7 @@ class Summary(google.protobuf.message.Message):
     FIELD_NAMES_FIELD_NUMBER: builtins.int
     MANIFEST_FIELD_NUMBER: builtins.int
     REPLAY_COUNT_FIELD_NUMBER: builtins.int
+    RECOVERIES_FIELD_NUMBER: builtins.int
     PHASE_DURATIONS_FIELD_NUMBER: builtins.int
     BATCH_SIZES_FIELD_NUMBER: builtins.int
     call_count: builtins.int
@@ -1135,6 +1136,14 @@ class Summary(google.protobuf.message.Message):
         """How the outputs were made."""
 
     @property
+    def recoveries(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What helped component calls of it that had run out of memory, without repetitions: "free_caches", "evict_idle" (idle
+        components left the device), "slice" and "tile" (the VAE worked in pieces; tiles show as slight differences at their
+        seams), "split" and "run_alone" (calls of several requests ran in smaller batches), "offload" (components that
+        others use left the device). Empty when memory sufficed.
+        """
+
+    @property
     def phase_durations(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, google.protobuf.duration_pb2.Duration]:
         """Time in each phase, by its name in `PhaseBegan.phase`, waiting for others' calls included. Outputs are encoded beside
         the calls of other generations.
@@ -1160,11 +1169,12 @@ class Summary(google.protobuf.message.Message):
         field_names: collections.abc.Iterable[builtins.str] | None = ...,
         manifest: global___Manifest | None = ...,
         replay_count: builtins.int = ...,
+        recoveries: collections.abc.Iterable[builtins.str] | None = ...,
         phase_durations: collections.abc.Mapping[builtins.str, google.protobuf.duration_pb2.Duration] | None = ...,
         batch_sizes: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["device_duration", b"device_duration", "encode_duration", b"encode_duration", "manifest", b"manifest", "queue_duration", b"queue_duration", "run_duration", b"run_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batch_sizes", b"batch_sizes", "call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "manifest", b"manifest", "max_joined_requests", b"max_joined_requests", "phase_durations", b"phase_durations", "queue_duration", b"queue_duration", "replay_count", b"replay_count", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_sizes", b"batch_sizes", "call_count", b"call_count", "device_duration", b"device_duration", "encode_duration", b"encode_duration", "field_names", b"field_names", "fields", b"fields", "generators", b"generators", "joined_call_count", b"joined_call_count", "manifest", b"manifest", "max_joined_requests", b"max_joined_requests", "phase_durations", b"phase_durations", "queue_duration", b"queue_duration", "recoveries", b"recoveries", "replay_count", b"replay_count", "run_duration", b"run_duration", "seeds", b"seeds"]) -> None: ...
 
 global___Summary = Summary
 

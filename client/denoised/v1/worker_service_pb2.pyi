@@ -236,12 +236,29 @@ class EngineStats(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class RecoveryCountsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     CALL_COUNT_FIELD_NUMBER: builtins.int
     BATCH_COUNT_FIELD_NUMBER: builtins.int
     JOINED_CALL_COUNT_FIELD_NUMBER: builtins.int
     VERIFIED_KIND_COUNT_FIELD_NUMBER: builtins.int
     REFUSED_KIND_COUNT_FIELD_NUMBER: builtins.int
     METHODS_FIELD_NUMBER: builtins.int
+    RECOVERY_COUNTS_FIELD_NUMBER: builtins.int
     FUSED_GENERATION_COUNT_FIELD_NUMBER: builtins.int
     FUSIBLE_KIND_COUNT_FIELD_NUMBER: builtins.int
     UNFUSIBLE_KIND_COUNT_FIELD_NUMBER: builtins.int
@@ -267,6 +284,12 @@ class EngineStats(google.protobuf.message.Message):
     def methods(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MethodStats]:
         """The same by component method, in the order of their names."""
 
+    @property
+    def recovery_counts(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Batches that ran out of memory, by what helped them, as in `Summary.recoveries`; "none" counts those that failed with
+        DEVICE_OUT_OF_MEMORY.
+        """
+
     def __init__(
         self,
         *,
@@ -276,11 +299,12 @@ class EngineStats(google.protobuf.message.Message):
         verified_kind_count: builtins.int = ...,
         refused_kind_count: builtins.int = ...,
         methods: collections.abc.Iterable[global___MethodStats] | None = ...,
+        recovery_counts: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         fused_generation_count: builtins.int = ...,
         fusible_kind_count: builtins.int = ...,
         unfusible_kind_count: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_count", b"batch_count", "call_count", b"call_count", "fused_generation_count", b"fused_generation_count", "fusible_kind_count", b"fusible_kind_count", "joined_call_count", b"joined_call_count", "methods", b"methods", "refused_kind_count", b"refused_kind_count", "unfusible_kind_count", b"unfusible_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_count", b"batch_count", "call_count", b"call_count", "fused_generation_count", b"fused_generation_count", "fusible_kind_count", b"fusible_kind_count", "joined_call_count", b"joined_call_count", "methods", b"methods", "recovery_counts", b"recovery_counts", "refused_kind_count", b"refused_kind_count", "unfusible_kind_count", b"unfusible_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
 
 global___EngineStats = EngineStats
 

@@ -11,17 +11,20 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 
-from . import joining
+from . import exhaustion, joining
+from .inputs import Inputs
 from .joining import Arguments, NotJoinableError
+from .ladder import Rung
 from .observations import Observations
 from .overlay import Overlay
 from .phases import Phases
+from .recovery import Recovery, Trial, Tried
 from .seam import Method
 from .tallies import Lone, Tally
 
@@ -34,7 +37,10 @@ Kind: TypeAlias = Hashable
 
 @dataclass(slots=True)
 class Costs:
-    """What the calls of one request came to; a joined call counts in full."""
+    """What the calls of one request came to; a joined call counts in full.
+
+    `recoveries` are the rungs, in order, without which calls would have run out of memory.
+    """
 
     calls: int = 0
     joined_calls: int = 0
@@ -42,6 +48,7 @@ class Costs:
     batch_sizes: Counter[int] = field(default_factory=Counter)
     device_seconds: float = 0.0
     phases: Phases = field(default_factory=Phases)
+    recoveries: dict[Rung, None] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +98,7 @@ class Ran:
 class Batches:
     """Runs batches of calls with equal keys, and counts them."""
 
+    recovery: Recovery = field(default_factory=lambda: Recovery(torch.device("cpu")))
     counts: Counter[str] = field(default_factory=Counter)
     tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     device_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -115,32 +123,63 @@ class Batches:
         return Ran(outcomes)
 
     def _alone(self, call: Call, why: Lone) -> Outcome:
+        def compute() -> Any:
+            call.overlay.put_on()
+            try:
+                return call.method.original(*call.args, **call.kwargs)
+            finally:
+                call.overlay.take_off()
+
         began = time.perf_counter()
-        call.overlay.put_on()
-        try:
-            return Outcome(call.method.original(*call.args, **call.kwargs))
-        except BaseException as error:  # whatever it is, it is the request's: this thread serves others too
-            return Outcome(error=error)
-        finally:
-            call.overlay.take_off()
-            self._count([call], time.perf_counter() - began)
-            if call.together == 1:
-                self.tallies[str(call.method)].lone_calls[why] += 1
+        tried = self._execute([call], [call.args, call.kwargs], compute)
+        self._count([call], time.perf_counter() - began)
+        if call.together == 1:
+            self.tallies[str(call.method)].lone_calls[why] += 1
+        return Outcome(tried.value, tried.error)
 
     def _joined(self, method: Method, calls: list[Call], arguments: list[Arguments]) -> Ran:
-        began = time.perf_counter()
-        results: list[Any] | None = None
-        try:
+        def compute() -> list[Any]:
             args, kwargs = joining.join(arguments)
-            results = joining.split(method.original(*args, **kwargs), [each.rows for each in arguments])
-        except BaseException as error:
-            # Out of memory, or one request's values: only those that fail alone fail.
-            logger.debug("a joined call of %s failed and runs one by one: %s", method, type(error).__name__)
-        if results is None:
-            # Here, not in the handler: a live exception pins every tensor of its frames.
+            return joining.split(method.original(*args, **kwargs), [each.rows for each in arguments])
+
+        began = time.perf_counter()
+        tried = self._execute(calls, [each.leaves for each in arguments], compute)
+        if tried.apart is not None:
+            return Ran(self._apart(calls, tried.apart))
+        if tried.error is not None:
+            # One request's values, maybe: only those that fail alone fail.
+            logger.debug("a joined call of %s failed and runs one by one: %s", method, type(tried.error).__name__)
+            # It pins every tensor of its frames.
+            del tried
             return Ran([self._alone(call, Lone.VERIFYING) for call in calls])
         self._count(calls, time.perf_counter() - began)
-        return Ran([Outcome(result) for result in results], as_one=True)
+        return Ran([Outcome(result) for result in tried.value], as_one=True)
+
+    def _apart(self, calls: list[Call], rung: Rung) -> list[Outcome | None]:
+        """Outcomes of calls that there is no memory for together."""
+        half = len(calls) // 2
+        outcomes = [*self.run(calls[:half]).outcomes, *self.run(calls[half:]).outcomes]
+        came = [
+            call for call, outcome in zip(calls, outcomes, strict=True) if outcome is not None and outcome.error is None
+        ]
+        if came:
+            self.recovery.helped(calls[0].method, rung)
+        for call in came:
+            call.costs.recoveries[rung] = None
+        return outcomes
+
+    def _execute(self, calls: Sequence[Call], values: Iterable[Any], compute: Callable[[], Any]) -> Tried:
+        """Computes for requests: all that a component does for them is done here, and is recovered here.
+
+        `values` are what `compute` passes to the component.
+        """
+        is_exact = any(call.lone is Lone.FORBIDDEN for call in calls)
+        requests = sum(call.together for call in calls)
+        tried = self.recovery.run(Trial(calls[0].method, requests, Inputs(values), is_exact, compute))
+        if tried.helped is not None:
+            for call in calls:
+                call.costs.recoveries[tried.helped] = None
+        return tried
 
     def _verify(self, method: Method, kind: Kind, calls: list[Call], arguments: list[Arguments]) -> list[Outcome]:
         """Runs the calls alone, then joined, and remembers whether that came to the same."""
@@ -156,9 +195,9 @@ class Batches:
             difference = joining.worst(
                 joining.difference(joined, alone.value) for joined, alone in zip(results, outcomes, strict=True)
             )
-        except torch.OutOfMemoryError:
-            return outcomes
         except Exception as error:
+            if exhaustion.is_out_of_memory(error):
+                return outcomes
             logger.debug("a joined call of %s fails: %s", method, type(error).__name__)
             difference = math.inf
         if difference <= 1:

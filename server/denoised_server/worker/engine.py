@@ -28,6 +28,7 @@ from .fusing import Fusing
 from .joining import NotJoinableError
 from .overlay import Overlay
 from .randomness import Randomness
+from .recovery import Recovery
 from .residency import Claim, Residency, Visit
 from .seam import Caller, Method
 from .tallies import Lone
@@ -134,13 +135,19 @@ class Engine:
     """Runs requests. `submit`, `wake` and `cancel` may be called from any thread; the rest happens on its own."""
 
     def __init__(
-        self, construction: Construction, residency: Residency, *, max_joined: int, device: torch.device
+        self,
+        construction: Construction,
+        residency: Residency,
+        *,
+        max_joined: int,
+        device: torch.device,
+        recovery: Recovery | None = None,
     ) -> None:
         self._construction, self._residency, self._device = construction, residency, device
         residency.is_changed = self._is_changed
         self._coalescing: Coalescing[_Waiting] = Coalescing(max_joined)
         self._fusing = Fusing(max_joined, self._coalescing.worth)
-        self.batches = Batches()
+        self.batches = Batches(recovery or Recovery(device))
         self._running: set[_Runner] = set()
         # Calls whose components are not all on the device.
         self._absent: list[Pending[_Waiting]] = []

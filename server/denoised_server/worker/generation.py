@@ -30,7 +30,7 @@ from denoised_server.messages import Finished, Generate, NoiseScheduler, PhaseBe
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from . import features, fused, noise_schedulers, pictures, prompt_encoding, recordings, seam
+from . import exhaustion, features, fused, noise_schedulers, pictures, prompt_encoding, recordings, seam
 from .batches import Costs
 from .callbacks import Callbacks
 from .encoding import Encoding
@@ -299,6 +299,7 @@ class Generation:
             adapter_digests=self._adapter_digests,
             phases=costs.phases.runs(),
             batch_sizes=tuple(sorted(costs.batch_sizes.items())),
+            recoveries=tuple(map(str, costs.recoveries)),
         )
 
     def _noise_scheduler(self) -> NoiseScheduler | None:
@@ -336,7 +337,8 @@ def failure(error: BaseException) -> DenoisedError:
     """What a pipeline raised, as one of ours. The log has the rest."""
     if isinstance(error, DenoisedError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+    if exhaustion.is_out_of_memory(error):
+        # Between calls: those are recovered where they run.
         logger.warning("out of memory while running")
         return DeviceOutOfMemoryError(
             "The device ran out of memory while running.",

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 
 from denoised_server.messages import Histogram
 
+from .ladder import NOTHING, Rung
 from .observations import Observations
 from .tiers import Tier
 
 # Why a component had to leave a tier: for others to have room, after its keep_alive, or because memory ran out.
 EVICTION_REASONS = ("room", "idle", "out_of_memory")
 EVICTION_TIERS = (Tier.DEVICE, Tier.HOST)
-# What helped a call that ran out of memory, from the cheapest on; "none" where nothing did and its request failed.
-RUNGS = ("free_caches", "evict_idle", "slice", "tile", "split", "run_alone", "offload", "none")
+# What helped a call that ran out of memory, from the cheapest on, and what stands for it where the request failed.
+RUNGS = (*Rung, NOTHING)
 ESTIMATES = ("weights", "working_set")
 # Seconds.
 AGE_BOUNDS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
@@ -28,7 +29,7 @@ class MemoryCounts:
     def __init__(self) -> None:
         self._evictions = {reason: Counter(dict.fromkeys(map(str, EVICTION_TIERS), 0)) for reason in EVICTION_REASONS}
         self._eviction_ages = Observations(AGE_BOUNDS)
-        self._recoveries = Counter(dict.fromkeys(RUNGS, 0))
+        self._recoveries = Counter(dict.fromkeys(map(str, RUNGS), 0))
         self._ratios = {name: Observations(RATIO_BOUNDS) for name in ESTIMATES}
 
     def evicted(self, reason: str, tier: Tier, age: float) -> None:

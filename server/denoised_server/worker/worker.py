@@ -72,6 +72,7 @@ from .loading import Live, Loader, Wanted
 from .memory_counts import MemoryCounts
 from .observations import Observations
 from .overrides import bring_weights
+from .recovery import Recovery
 from .residency import Residency
 from .sources import EMBEDDED, Sources
 from .tiers import Tier
@@ -148,7 +149,13 @@ class Worker:
         self._loader = Loader(
             self._store, residency, sources, self._adapters, construction, self._device, digests, self._memory_counts
         )
-        self._engine = Engine(construction, residency, max_joined=settings.max_joined, device=self._device)
+        self._engine = Engine(
+            construction,
+            residency,
+            max_joined=settings.max_joined,
+            device=self._device,
+            recovery=Recovery(self._device, counts=self._memory_counts, room=residency),
+        )
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
         # Held to register, to unload and to look at tasks: an unload that follows a cancelled load finds the pipeline,

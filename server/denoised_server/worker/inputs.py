@@ -1,0 +1,54 @@
+"""What a component call is given, as far as its memory and running it again are concerned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+
+class Inputs:
+    """The tensors and generators among the arguments of a call, and how they were before it.
+
+    `rows` is the number of samples of one call, `row_elements` the numbers that each has, in all arguments together.
+    """
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        found = tuple(_leaves(values))
+        self.tensors = tuple(value for value in found if isinstance(value, torch.Tensor))
+        self.rows = next((tensor.shape[0] for tensor in self.tensors if tensor.dim() >= 2), 1)
+        self._versions = tuple(tensor._version for tensor in self.tensors)
+        self._states = tuple((value, value.get_state()) for value in found if isinstance(value, torch.Generator))
+
+    @property
+    def row_elements(self) -> int:
+        rows = max(self.rows, 1)
+        return sum(tensor.numel() for tensor in self.tensors if tensor.dim() and tensor.shape[0] == rows) // rows
+
+    @property
+    def dtype(self) -> str:
+        """Element type of the first tensor of floating-point numbers."""
+        found = (str(tensor.dtype) for tensor in self.tensors if tensor.is_floating_point())
+        return next(found, "").removeprefix("torch.")
+
+    @property
+    def side(self) -> int:
+        """The longer side of the first picture, in its pixels; 0 without one."""
+        return next((max(tensor.shape[-2:]) for tensor in self.tensors if tensor.dim() >= 4), 0)
+
+    def restore(self) -> bool:
+        """Makes them what they were before the call; says whether they are: tensors changed in place stay changed."""
+        for generator, state in self._states:
+            generator.set_state(state)
+        return all(tensor._version == version for tensor, version in zip(self.tensors, self._versions, strict=True))
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _leaves(value)
+        elif isinstance(value, dict):
+            yield from _leaves(value.values())
+        else:
+            yield value
