@@ -40,10 +40,11 @@ class _AutoPipeline:
                 component; float32 by default), `variant`, `revision`, `subfolder`, `use_safetensors`,
                 `quantization_config`, `token` (of the Hub, for this load only), `local_files_only`, `force_download`;
                 `ttl` (how long it stays after its last use: seconds or "1h"), `pipeline_id`, `request_id`, `shared`,
-                `timeout`; and replacements of components and constructor options by name, such as
-                `safety_checker=None`, `requires_safety_checker=False`,
-                `controlnet=denoised.ControlNetModel.from_pretrained(…)`, `vae=other_pipe.components["vae"]`, or a noise
-                scheduler of diffusers. Naming `controlnet` selects the ControlNet class, as in diffusers.
+                `pinned`, `keep_alive` (how long its weights stay on the device after its last use), `timeout`; and
+                replacements of components and constructor options by name, such as `safety_checker=None`,
+                `requires_safety_checker=False`, `controlnet=denoised.ControlNetModel.from_pretrained(…)`,
+                `vae=other_pipe.components["vae"]`, or a noise scheduler of diffusers. Naming `controlnet` selects the
+                ControlNet class, as in diffusers.
 
         Returns:
             The pipeline, ready to run.
@@ -116,7 +117,7 @@ class _AutoPipeline:
         Args:
             pipeline: A pipeline of this package. Either may be unloaded first.
             **kwargs: `token`, `local_files_only`, `force_download`, `ttl`, `pipeline_id`, `request_id`, `shared`,
-                `timeout`, and replacements as in `from_pretrained`.
+                `pinned`, `keep_alive`, `timeout`, and replacements as in `from_pretrained`.
                 `controlnet=None` removes a ControlNet.
 
         Returns:

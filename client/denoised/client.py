@@ -143,6 +143,7 @@ class Client:
         request_id: str = "",
         shared: bool = False,
         pinned: bool = False,
+        keep_alive: Ttl | None = None,
         timeout: float | None = None,
         on_progress: Callable[[pipeline_service_pb2.LoadProgress], object] | None = None,
     ) -> Pipeline:
@@ -173,7 +174,10 @@ class Client:
             pipeline_id: Id of the handle. Defaults to one that cannot be guessed.
             request_id: Makes sending the same load again safe, best a UUID.
             shared: Whether other clients may see and use it; only you may change and unload it.
-            pinned: Whether it stays whatever its lease says, and is built again by itself when its worker dies.
+            pinned: Whether it stays whatever its lease says, on the device too, and is built again by itself when its
+                worker dies.
+            keep_alive: How long its weights stay on the device after its last use when nobody else needs their room;
+                they are back when it is used. Written as `ttl`. Defaults to without end.
             timeout: Seconds it may take.
             on_progress: Called with each `LoadProgress`.
 
@@ -202,6 +206,7 @@ class Client:
             request_id=request_id,
             shared=shared,
             pinned=pinned,
+            keep_alive=None if keep_alive is None else to_duration(keep_alive, "keep_alive"),
             hub_token=hub_token,
             local_files_only=local_files_only,
             force_download=force_download,
@@ -221,6 +226,8 @@ class Client:
         pipeline_id: str = "",
         request_id: str = "",
         shared: bool = False,
+        pinned: bool = False,
+        keep_alive: Ttl | None = None,
         timeout: float | None = None,
     ) -> Pipeline:
         """Makes a pipeline for another task from the components of a live one. Takes milliseconds and no memory.
@@ -236,6 +243,8 @@ class Client:
             pipeline_id: As for `load`.
             request_id: As for `load`.
             shared: As for `load`; the source's own sharing is not inherited.
+            pinned: As for `load`, and not inherited.
+            keep_alive: As for `load`, and not inherited.
             timeout: Seconds it may take.
 
         Raises:
@@ -251,6 +260,8 @@ class Client:
             pipeline_id=pipeline_id,
             request_id=request_id,
             shared=shared,
+            pinned=pinned,
+            keep_alive=None if keep_alive is None else to_duration(keep_alive, "keep_alive"),
             hub_token=hub_token,
             local_files_only=local_files_only,
             force_download=force_download,
@@ -334,18 +345,26 @@ class Client:
         )
         return response.pipeline
 
-    def renew(self, name: str, ttl: Ttl | None = None) -> pipeline_service_pb2.Pipeline:
+    def renew(
+        self, name: str, ttl: Ttl | None = None, *, pinned: bool | None = None, keep_alive: Ttl | None = None
+    ) -> pipeline_service_pb2.Pipeline:
         """Sets the lease of a pipeline anew.
 
         Args:
             name: "pipelines/{id}" or the id alone.
             ttl: How long it stays after its last use, from now on. Defaults to what it was.
+            pinned: Whether it never expires and never leaves the device. Defaults to what it was.
+            keep_alive: How long its weights stay on the device after its last use; -1 without end. Defaults to what it
+                was.
 
         Raises:
             PipelineNotFoundError: There is none, or it expired.
         """
         request = pipeline_service_pb2.RenewPipelineRequest(
-            name=spec.full_name(name), ttl=None if ttl is None else to_duration(ttl)
+            name=spec.full_name(name),
+            ttl=None if ttl is None else to_duration(ttl),
+            pinned=pinned,
+            keep_alive=None if keep_alive is None else to_duration(keep_alive, "keep_alive"),
         )
         response: pipeline_service_pb2.RenewPipelineResponse = self._ask(
             lambda stubs: stubs.pipelines.RenewPipeline, request

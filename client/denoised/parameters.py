@@ -12,10 +12,12 @@ from .spec import suggest
 RENAMED = {"torch_dtype": "dtype", "token": "hub_token"}
 LOAD_ARGUMENTS = (
     "torch_dtype", "dtype", "variant", "revision", "subfolder", "use_safetensors", "token", "local_files_only",
-    "force_download", "quantization_config", "ttl", "pipeline_id", "request_id", "shared", "timeout",
+    "force_download", "quantization_config", "ttl", "pipeline_id", "request_id", "shared", "pinned",
+    "keep_alive", "timeout",
 )  # fmt: skip
 DERIVE_ARGUMENTS = (
-    "token", "local_files_only", "force_download", "ttl", "pipeline_id", "request_id", "shared", "timeout",
+    "token", "local_files_only", "force_download", "ttl", "pipeline_id", "request_id", "shared", "pinned",
+    "keep_alive", "timeout",
 )  # fmt: skip
 # Arguments that steer how this process would read files. The daemon reads them, so ignoring these changes nothing about
 # the pipeline.

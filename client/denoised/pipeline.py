@@ -419,12 +419,12 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         self._info = self._client.get_info(self.name)
         return self
 
-    def renew(self, ttl: Ttl | None = None) -> Self:
+    def renew(self, ttl: Ttl | None = None, *, pinned: bool | None = None, keep_alive: Ttl | None = None) -> Self:
         """Sets its lease anew: `ttl` seconds, a timedelta or text such as "1h" after its last use.
 
         Defaults to what it was. Raises PipelineNotFoundError when it is gone.
         """
-        self._info = self._client.renew(self.name, ttl)
+        self._info = self._client.renew(self.name, ttl, pinned=pinned, keep_alive=keep_alive)
         return self
 
     def unload(self, *, force: bool = False) -> int:

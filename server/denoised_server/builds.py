@@ -233,10 +233,10 @@ class Builds:
         first = await self._next(build)
         assert first is not None, "a build that nobody waits for is cancelled"
         build.begun[first] = None
-        begin: Command = Load(first.name, build.recipe, build.access)
+        begin: Command = Load(first.name, build.recipe, build.access, first.keep)
         if build.origin is not None:
             origin, settings = build.origin, build.recipe.settings
-            begin = Derive(first.name, origin.pipeline, origin.derivation, settings, build.access)
+            begin = Derive(first.name, origin.pipeline, origin.derivation, settings, build.access, first.keep)
         async with aclosing(self._executor.submit(build.worker, begin)) as events:
             async for event in events:
                 if isinstance(event, LoadProgress):
@@ -247,7 +247,7 @@ class Builds:
             raise InternalError(f"{build.worker} did not say what it loaded.")
         while (twin := await self._next(build)) is not None:
             build.begun[twin] = None
-            command = Derive(twin.name, first.name, None, build.recipe.settings)
+            command = Derive(twin.name, first.name, None, build.recipe.settings, keep=twin.keep)
             build.begun[twin] = await answer(self._executor, build.worker, command, Loaded)
 
     async def _next(self, build: _Build) -> Handle | None:

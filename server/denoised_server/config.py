@@ -63,8 +63,10 @@ def _share_or_bytes(value: int | float | str) -> int | float | str:
     return _share_or_none(value)
 
 
-def _share_or_none(value: int | float) -> int | float:
+def _share_or_none(value: int | float | str) -> int | float | str:
     """As above, and nothing is possible too."""
+    if isinstance(value, str):
+        return value
     if value < 0:
         raise ValueError("it is below 0")
     return value if isinstance(value, float) and value <= 1 else int(value)
@@ -239,6 +241,16 @@ class Settings(BaseSettings):
             "what working_set and headroom leave."
         ),
     ] = "auto"
+    host_memory: Annotated[
+        int | float | Auto,
+        BeforeValidator(_budget),
+        AfterValidator(_share_or_none),
+        Field(
+            description="Memory of the host for weights that have left a device, from where they are back sooner than "
+            "from disk: bytes for each worker, a percentage that all share, or auto for 50% beside GPUs and none on "
+            "the CPU."
+        ),
+    ] = "auto"
     working_set: Annotated[
         int | float,
         BeforeValidator(_budget),
@@ -375,7 +387,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _shown(name: str, value: object) -> str:
-    is_share = name in ("memory_budget", "working_set", "headroom") and isinstance(value, float)
+    is_share = name in ("memory_budget", "host_memory", "working_set", "headroom") and isinstance(value, float)
     return f'"{100 * float(str(value)):g}%"' if is_share else _literal(value)
 
 

@@ -12,6 +12,8 @@ from .config import SettingsError
 
 NVIDIA_FOLDER = Path("/proc/driver/nvidia/gpus")
 SMI_SECONDS = 20
+# The rest is for files in the page cache, and for the processes.
+AUTO_HOST_SHARE = 0.5
 
 
 def resolve(device: str, workers: int | None) -> list[str]:
@@ -58,6 +60,13 @@ def part_each(workers: Sequence[str]) -> float:
 def budget_each(setting: int | float, workers: Sequence[str]) -> int | float:
     """Bytes for each worker as the setting says, or a share of its device's memory, of which it has a part."""
     return setting if isinstance(setting, int) else setting * part_each(workers)
+
+
+def host_each(setting: int | float | str, workers: Sequence[str]) -> int | float:
+    """What weights beside each device may take of the host's memory: bytes, or a share of what the host has."""
+    if isinstance(setting, str):
+        setting = AUTO_HOST_SHARE if workers[0] != "cpu" else 0
+    return setting / len(workers) if isinstance(setting, float) else setting
 
 
 def _count_present() -> int:

@@ -14,7 +14,7 @@ from denoised.errors import InvalidFieldError, NotOwnerError, PipelineExistsErro
 
 from . import quotas
 from .callers import DAEMON, Caller
-from .messages import Loaded, Recipe
+from .messages import Keep, Loaded, Recipe
 from .paging import page
 from .recipes import identity, resolve
 
@@ -35,6 +35,7 @@ KEPT = (
     "last_use_time",
     "request_id",
     "pinned",
+    "keep_alive",
     "owner",
     "shared",
     "preloaded",
@@ -56,9 +57,10 @@ class Handle:
 
     `requested` is the recipe as it was asked for, `recipe` the one that builds the same weights again. `worker` is
     empty while no worker holds the weights. While `pins` is above 0 something is using it. One that is `pinned` never
-    expires, and is built again at once when it was lost. `is_claimed` says that some caller was told of it, `is_kept`
-    that it outlives this process. `owner` is the client that made it; others see and use it only when it is `shared`.
-    `preloaded` says that the configuration declares it.
+    expires, and is built again at once when it was lost; another one's weights leave the device after `keep_alive`
+    seconds without a use. `is_claimed` says that some caller was told of it, `is_kept` that it outlives this process.
+    `owner` is the client that made it; others see and use it only when it is `shared`. `preloaded` says that the
+    configuration declares it.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Handle:
     last_use_time: float
     request_id: str = ""
     pinned: bool = False
+    keep_alive: float | None = None
     owner: str = ""
     shared: bool = False
     preloaded: bool = False
@@ -85,6 +88,11 @@ class Handle:
     @property
     def expire_time(self) -> float:
         return self.last_use_time + self.ttl
+
+    @property
+    def keep(self) -> Keep:
+        """How its worker keeps its components."""
+        return Keep(self.pinned, self.keep_alive)
 
     def kept(self) -> dict[str, Any]:
         """What outlives the process."""
@@ -129,6 +137,7 @@ class HandleTable:
         request_id: str = "",
         source: str = "",
         pinned: bool = False,
+        keep_alive: float | None = None,
         shared: bool = False,
         caller: Caller = DAEMON,
     ) -> Handle:
@@ -177,6 +186,7 @@ class HandleTable:
             now,
             request_id,
             pinned=pinned,
+            keep_alive=_keep_alive(keep_alive),
             owner=caller.name,
             shared=shared,
         )
@@ -268,12 +278,14 @@ class HandleTable:
         now: float,
         ttl: float | None = None,
         pinned: bool | None = None,
+        keep_alive: float | None = None,
         caller: Caller = DAEMON,
     ) -> Handle:
         ttl = None if ttl is None else self._check_ttl(ttl)
         handle = self.use(self.own(name, caller=caller).name, now=now, caller=caller)
         handle.ttl = handle.ttl if ttl is None else ttl
         handle.pinned = handle.pinned if pinned is None else pinned
+        handle.keep_alive = handle.keep_alive if keep_alive is None else _keep_alive(keep_alive)
         return handle
 
     def expired(self, now: float) -> list[Handle]:
@@ -317,6 +329,11 @@ class HandleTable:
         if ttl < 1:
             raise InvalidFieldError.of("ttl", f"{ttl:g} s is too short.", hint="Send at least one second.")
         return min(ttl, self._max_ttl)
+
+
+def _keep_alive(seconds: float | None) -> float | None:
+    """Less than none at all means without end."""
+    return None if seconds is None or seconds < 0 else seconds
 
 
 def _was_used(handle: Handle) -> bool:

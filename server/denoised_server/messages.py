@@ -23,7 +23,7 @@ class WorkerSettings:
     share of the device. `allow_dirs` are the directories that weights may be read from; `max_joined` the most requests
     that one batch may join; `verbose` turns DEBUG logging on; `log_format` is "text" or "json". `max_pixels` bounds
     each picture that is decoded. `allow_repos`, `pinned_revisions` and `allow_pickle` are the settings of these names.
-    `host_bytes` is what weights that have left the device may take of the host's memory.
+    `host_memory` is what weights that have left the device may take of the host's memory, in bytes or as a share.
     """
 
     device: str
@@ -41,7 +41,7 @@ class WorkerSettings:
     working_set: int | float = 0.0
     headroom: int | float = 0.0
     part: float = 1.0
-    host_bytes: int = 0
+    host_memory: int | float = 0
 
 
 # What to build

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from denoised.errors import (
     DenoisedError,
     JournalUnavailableError,
+    NoRoomError,
     PipelineExistsError,
     PipelineNotFoundError,
     PipelineUnloadedError,
@@ -40,6 +41,7 @@ from .messages import (
     Access,
     Derivation,
     Generate,
+    Hold,
     Loaded,
     LoadProgress,
     Recipe,
@@ -80,6 +82,7 @@ class Lease:
     request_id: str = ""
     pinned: bool = False
     shared: bool = False
+    keep_alive: float | None = None
 
 
 class Pool:
@@ -333,9 +336,20 @@ class Pool:
         finally:
             self._watchers.unsubscribe(changes)
 
-    async def renew(self, name: str, ttl: float | None, pinned: bool | None = None) -> PipelineView:
-        handle = self._handles.renew(name, now=time.time(), ttl=ttl, pinned=pinned, caller=callers.current())
+    async def renew(
+        self, name: str, ttl: float | None, pinned: bool | None = None, keep_alive: float | None = None
+    ) -> PipelineView:
+        before = self._handles.own(name, caller=callers.current()).keep
+        handle = self._handles.renew(
+            name, now=time.time(), ttl=ttl, pinned=pinned, keep_alive=keep_alive, caller=callers.current()
+        )
         self._changed()
+        if handle.keep != before and handle.worker:
+            try:
+                await self._tell_keep(handle)
+            except NoRoomError:
+                handle.pinned, handle.keep_alive = before.pinned, before.keep_alive
+                raise
         await self._rewrite(handle)
         self._keep_pinned_live()
         return self.get(handle.name)
@@ -469,6 +483,7 @@ class Pool:
             request_id=lease.request_id,
             source=source,
             pinned=lease.pinned,
+            keep_alive=lease.keep_alive,
             shared=lease.shared,
             caller=callers.current(),
         )
@@ -618,6 +633,15 @@ class Pool:
         self._generations.lose(worker, is_busy=bool(self._builds.recipes_on(worker)))
         self._handles.lose(worker)
         self._keep_pinned_live()
+
+    async def _tell_keep(self, handle: Handle) -> None:
+        """Returns when the handle's worker keeps its components as the handle says; the next one is told anyway."""
+        try:
+            async with aclosing(self._executor.submit(handle.worker, Hold(handle.name, handle.keep))) as events:
+                async for _ in events:
+                    pass
+        except (WorkerLostError, PipelineNotFoundError):
+            logger.debug("%s is not live any more", handle.name)
 
     def _activate(self, handle: Handle, worker: str, loaded: Loaded) -> None:
         self._handles.activate(handle, worker=worker, loaded=loaded, now=time.time())

@@ -49,11 +49,21 @@ TASKS: Mapping[int, str] = {
 def lease(
     request: pipeline_service_pb2.LoadPipelineRequest | pipeline_service_pb2.DerivePipelineRequest,
 ) -> Lease:
-    return Lease(ttl(request), request.pipeline_id, request.request_id, request.pinned, request.shared)
+    return Lease(
+        ttl(request), request.pipeline_id, request.request_id, request.pinned, request.shared, keep_alive(request)
+    )
 
 
 def pinned(request: pipeline_service_pb2.RenewPipelineRequest) -> bool | None:
     return request.pinned if request.HasField("pinned") else None
+
+
+def keep_alive(
+    request: pipeline_service_pb2.LoadPipelineRequest
+    | pipeline_service_pb2.DerivePipelineRequest
+    | pipeline_service_pb2.RenewPipelineRequest,
+) -> float | None:
+    return from_duration(request.keep_alive) if request.HasField("keep_alive") else None
 
 
 def ttl(

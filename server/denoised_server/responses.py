@@ -108,6 +108,7 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         encode_prompt_parameters=[_parameter(each) for each in loaded.encode_parameters] if loaded else (),
         callback_tensor_inputs=loaded.callback_tensor_inputs if loaded else (),
         pinned=view.pinned,
+        keep_alive=None if view.keep_alive is None else _duration(view.keep_alive),
     )
 
 

@@ -160,6 +160,7 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
             working_set=devices.budget_each(settings.working_set, names),
             headroom=devices.budget_each(settings.headroom, names),
             part=devices.part_each(names),
+            host_memory=devices.host_each(settings.host_memory, names),
             allow_dirs=tuple(str(path.expanduser().resolve()) for path in settings.allow_dirs),
             state_dir=str(state_dir),
             max_joined=settings.max_joined,

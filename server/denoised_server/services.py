@@ -88,7 +88,9 @@ class PipelineService(PipelineServiceServicer):
     ) -> pipeline_pb.RenewPipelineResponse:
         return pipeline_pb.RenewPipelineResponse(
             pipeline=responses.pipeline(
-                await self._pool.renew(request.name, requests.ttl(request), requests.pinned(request))
+                await self._pool.renew(
+                    request.name, requests.ttl(request), requests.pinned(request), requests.keep_alive(request)
+                )
             )
         )
 

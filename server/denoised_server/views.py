@@ -43,6 +43,7 @@ class PipelineView:
     last_use_time: float
     expire_time: float
     pinned: bool
+    keep_alive: float | None
     owner: str
     shared: bool
 
@@ -144,6 +145,7 @@ def _view(
         last_use_time=handle.last_use_time,
         expire_time=handle.expire_time,
         pinned=handle.pinned,
+        keep_alive=handle.keep_alive,
         owner=handle.owner,
         shared=handle.shared,
     )

@@ -89,11 +89,13 @@ def test_wrong_usage_ends_with_two(args: tuple[str, ...], daemon: FakeDaemon) ->
 def test_load_prints_the_handle_and_nothing_else_on_stdout(daemon: FakeDaemon) -> None:
     result = run(
         *("load", "demo", "--task", "image-to-image", "--dtype", "float16", "--id", "apples", "--ttl", "1h"),
+        *("--keep-alive", "90s", "--pinned"),
         *("--override", "safety_checker=null", "--override", "requires_safety_checker=false"),
     )
     assert result.stdout == "pipelines/apples\n"
     request = daemon.last(pipeline_service_pb2.LoadPipelineRequest)
     assert (request.spec.task, request.spec.dtype, request.ttl.seconds) == (2, 2, 3600)
+    assert (request.keep_alive.seconds, request.pinned) == (90, True)
     assert request.spec.overrides["safety_checker"].value.HasField("null_value")
     assert request.spec.overrides["requires_safety_checker"].value.bool_value is False
 

@@ -16,7 +16,7 @@ from denoised_server import journal as journal_module
 from denoised_server import pool as pool_module
 from denoised_server.handles import State
 from denoised_server.journal import FILE, Journal
-from denoised_server.messages import Derivation, Load, Spec, Unload
+from denoised_server.messages import Derivation, Hold, Keep, Load, Spec, Unload
 from denoised_server.pool import Lease, Pool
 
 from tests.unit.fake_executor import FakeExecutor
@@ -103,6 +103,24 @@ async def test_a_pinned_pipeline_is_back_at_once_and_never_expires(tmp_path: Pat
         assert not (await pool.renew(view.name, None, pinned=False)).pinned
         pool.expire(time.time() + 3600)
         await soon(lambda: names(pool) == [])
+
+
+async def test_how_a_pipeline_is_kept_outlives_the_process_and_reaches_its_worker(tmp_path: Path) -> None:
+    executor = FakeExecutor()
+    async with life(tmp_path, executor) as pool:
+        view = await load(pool, keep_alive=30)
+        assert executor.sent(Load)[-1].keep == Keep(keep_alive=30)
+        assert (await pool.renew(view.name, None, keep_alive=5)).keep_alive == 5
+        assert [each.keep for each in executor.sent(Hold)] == [Keep(keep_alive=5)]
+        await pool.renew(view.name, 60)
+        assert len(executor.sent(Hold)) == 1
+        derived = await pool.derive(view.name, Derivation("inpainting"), Lease())
+        assert derived.keep_alive is None
+    executor = FakeExecutor()
+    async with life(tmp_path, executor) as pool:
+        await generate(pool, view.name)
+        assert executor.sent(Load)[-1].keep == Keep(keep_alive=5)
+        assert (await pool.renew(view.name, None, keep_alive=-1)).keep_alive is None
 
 
 async def test_a_load_that_nobody_was_told_of_does_not_come_back(tmp_path: Path) -> None:

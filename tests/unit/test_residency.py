@@ -78,7 +78,7 @@ def until(predicate: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("driver", [{}, {"host_bytes": 2**30}], indirect=True, ids=["disk", "host"])
+@pytest.mark.parametrize("driver", [{}, {"host_memory": 2**30}], indirect=True, ids=["disk", "host"])
 def test_pipelines_that_do_not_fit_together_take_turns_and_draw_the_same_bits(
     driver: Driver, folders: list[Path], expected: list[Any]
 ) -> None:

@@ -57,6 +57,8 @@ async def test_from_pretrained_loads_for_its_task(sdk: Any, client: Any, daemon:
         variant="fp16",
         use_safetensors=True,
         ttl="1h",
+        keep_alive="5m",
+        pinned=True,
         pipeline_id="x",
     )
     request = daemon.last(pipeline_service_pb2.LoadPipelineRequest)
@@ -65,6 +67,7 @@ async def test_from_pretrained_loads_for_its_task(sdk: Any, client: Any, daemon:
     assert pipe.dtype == torch.float16
     assert pipe.device == torch.device("cpu")
     assert (request.spec.variant, request.spec.use_safetensors, request.ttl.seconds) == ("fp16", True, 3600)
+    assert (request.keep_alive.seconds, request.pinned) == (300, True)
 
 
 async def test_a_component_set_to_none_is_sent_as_null(sdk: Any, client: Any, daemon: FakeDaemon) -> None:
@@ -129,7 +132,12 @@ async def test_a_lease_is_renewed(pipe: Any, daemon: FakeDaemon) -> None:
     before = pipe.info.expire_time.seconds
     await pipe.renew(7200)
     assert pipe.info.expire_time.seconds > before + 6000
-    assert daemon.last(pipeline_service_pb2.RenewPipelineRequest).ttl.seconds == 7200
+    request = daemon.last(pipeline_service_pb2.RenewPipelineRequest)
+    assert request.ttl.seconds == 7200
+    assert {field.name for field, _ in request.ListFields()} == {"name", "ttl"}
+    await pipe.renew(pinned=False, keep_alive=-1)
+    request = daemon.last(pipeline_service_pb2.RenewPipelineRequest)
+    assert (request.HasField("ttl"), request.HasField("pinned"), request.keep_alive.seconds) == (False, True, -1)
 
 
 # Calling

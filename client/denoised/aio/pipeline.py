@@ -418,12 +418,12 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         self._info = await self._client.get_info(self.name)
         return self
 
-    async def renew(self, ttl: Ttl | None = None) -> Self:
+    async def renew(self, ttl: Ttl | None = None, *, pinned: bool | None = None, keep_alive: Ttl | None = None) -> Self:
         """Sets its lease anew: `ttl` seconds, a timedelta or text such as "1h" after its last use.
 
         Defaults to what it was. Raises PipelineNotFoundError when it is gone.
         """
-        self._info = await self._client.renew(self.name, ttl)
+        self._info = await self._client.renew(self.name, ttl, pinned=pinned, keep_alive=keep_alive)
         return self
 
     async def unload(self, *, force: bool = False) -> int:

@@ -68,6 +68,15 @@ ClientKey = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text for people.")]
+KeepAlive = Annotated[
+    str | None,
+    typer.Option(
+        help="How long its weights stay on the device after its last use when nobody else needs their room, such as 0, "
+        "90s, 30m. Defaults to without end.",
+        metavar="DURATION",
+    ),
+]
+Pinned = Annotated[bool, typer.Option("--pinned", help="Keep it whatever its lease says, and on the device.")]
 Ttl = Annotated[
     str | None,
     typer.Option(

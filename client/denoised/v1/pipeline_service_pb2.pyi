@@ -147,6 +147,7 @@ class Pipeline(google.protobuf.message.Message):
     LAST_USE_TIME_FIELD_NUMBER: builtins.int
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: builtins.int
     OWNER_FIELD_NUMBER: builtins.int
     SHARED_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
@@ -214,6 +215,12 @@ class Pipeline(google.protobuf.message.Message):
         """Output only. When it is unloaded unless it is used or renewed before then. Means nothing while it is `pinned`."""
 
     @property
+    def keep_alive(self) -> google.protobuf.duration_pb2.Duration:
+        """Output only. How long its weights stay on the device after its last use when nobody else needs their room. Unset for
+        without end.
+        """
+
+    @property
     def settings(self) -> global___PipelineSettings:
         """Output only. What was set since it was loaded, by UpdatePipeline or on the pipeline that it was derived from."""
 
@@ -260,6 +267,7 @@ class Pipeline(google.protobuf.message.Message):
         last_use_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         pinned: builtins.bool = ...,
+        keep_alive: google.protobuf.duration_pb2.Duration | None = ...,
         owner: builtins.str = ...,
         shared: builtins.bool = ...,
         settings: global___PipelineSettings | None = ...,
@@ -269,8 +277,8 @@ class Pipeline(google.protobuf.message.Message):
         adapters: collections.abc.Iterable[denoised.v1.adapter_pb2.LoadedAdapter] | None = ...,
         callback_tensor_inputs: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["configuration", b"configuration", "create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "callback_tensor_inputs", b"callback_tensor_inputs", "components", b"components", "configuration", b"configuration", "create_time", b"create_time", "derivations", b"derivations", "encode_prompt_parameters", b"encode_prompt_parameters", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["configuration", b"configuration", "create_time", b"create_time", "expire_time", b"expire_time", "keep_alive", b"keep_alive", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "callback_tensor_inputs", b"callback_tensor_inputs", "components", b"components", "configuration", b"configuration", "create_time", b"create_time", "derivations", b"derivations", "encode_prompt_parameters", b"encode_prompt_parameters", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "keep_alive", b"keep_alive", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
 
 global___Pipeline = Pipeline
 
@@ -812,6 +820,7 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     FORCE_DOWNLOAD_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
     SHARED_FIELD_NUMBER: builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: builtins.int
     pipeline_id: builtins.str
     """Id of the handle, chosen by the caller: 1 to 63 lower-case letters, digits and hyphens, starting with a letter.
     Defaults to one that cannot be guessed. A live handle with this id and the same spec is returned as it is; with
@@ -835,8 +844,8 @@ class LoadPipelineRequest(google.protobuf.message.Message):
     their content has changed. Defaults to false.
     """
     pinned: builtins.bool
-    """Whether it never expires, and is built again at once when its worker or the daemon has died, instead of at its next
-    use. Defaults to false.
+    """Whether it never expires, never leaves the device, and is built again at once when its worker or the daemon has
+    died, instead of at its next use. Defaults to false.
     """
     shared: builtins.bool
     """Whether other clients see the pipeline, may use it and derive from it. Only the client that made it, or an admin,
@@ -852,6 +861,13 @@ class LoadPipelineRequest(google.protobuf.message.Message):
         longer than `max_ttl` means `max_ttl`.
         """
 
+    @property
+    def keep_alive(self) -> google.protobuf.duration_pb2.Duration:
+        """How long its weights stay on the device after its last use when nobody else needs their room. They are brought back
+        when it is used; the handle stays valid all the while. Zero lets go of them after each use, less means without end.
+        Defaults to without end: they stay until others need their room. Means nothing while it is `pinned`.
+        """
+
     def __init__(
         self,
         *,
@@ -864,9 +880,10 @@ class LoadPipelineRequest(google.protobuf.message.Message):
         force_download: builtins.bool = ...,
         pinned: builtins.bool = ...,
         shared: builtins.bool = ...,
+        keep_alive: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["spec", b"spec", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["force_download", b"force_download", "hub_token", b"hub_token", "local_files_only", b"local_files_only", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "spec", b"spec", "ttl", b"ttl"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["keep_alive", b"keep_alive", "spec", b"spec", "ttl", b"ttl"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["force_download", b"force_download", "hub_token", b"hub_token", "keep_alive", b"keep_alive", "local_files_only", b"local_files_only", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "spec", b"spec", "ttl", b"ttl"]) -> None: ...
 
 global___LoadPipelineRequest = LoadPipelineRequest
 
@@ -998,6 +1015,7 @@ class DerivePipelineRequest(google.protobuf.message.Message):
     FORCE_DOWNLOAD_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
     SHARED_FIELD_NUMBER: builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: builtins.int
     source: builtins.str
     """Required. The pipeline whose components to use, in the form "pipelines/{id}"."""
     pipeline_id: builtins.str
@@ -1022,6 +1040,10 @@ class DerivePipelineRequest(google.protobuf.message.Message):
     def ttl(self) -> google.protobuf.duration_pb2.Duration:
         """As in LoadPipelineRequest."""
 
+    @property
+    def keep_alive(self) -> google.protobuf.duration_pb2.Duration:
+        """As in LoadPipelineRequest."""
+
     def __init__(
         self,
         *,
@@ -1035,9 +1057,10 @@ class DerivePipelineRequest(google.protobuf.message.Message):
         force_download: builtins.bool = ...,
         pinned: builtins.bool = ...,
         shared: builtins.bool = ...,
+        keep_alive: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["derivation", b"derivation", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["derivation", b"derivation", "force_download", b"force_download", "hub_token", b"hub_token", "local_files_only", b"local_files_only", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "source", b"source", "ttl", b"ttl"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["derivation", b"derivation", "keep_alive", b"keep_alive", "ttl", b"ttl"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["derivation", b"derivation", "force_download", b"force_download", "hub_token", b"hub_token", "keep_alive", b"keep_alive", "local_files_only", b"local_files_only", "pinned", b"pinned", "pipeline_id", b"pipeline_id", "request_id", b"request_id", "shared", b"shared", "source", b"source", "ttl", b"ttl"]) -> None: ...
 
 global___DerivePipelineRequest = DerivePipelineRequest
 
@@ -1224,6 +1247,7 @@ class RenewPipelineRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     TTL_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Required. The pipeline's name."""
     pinned: builtins.bool
@@ -1234,15 +1258,20 @@ class RenewPipelineRequest(google.protobuf.message.Message):
         LoadPipelineRequest.
         """
 
+    @property
+    def keep_alive(self) -> google.protobuf.duration_pb2.Duration:
+        """How long its weights stay on the device after its last use, as in LoadPipelineRequest. Defaults to what it was."""
+
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
         pinned: builtins.bool | None = ...,
+        keep_alive: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_pinned", b"_pinned", "pinned", b"pinned", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_pinned", b"_pinned", "name", b"name", "pinned", b"pinned", "ttl", b"ttl"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_pinned", b"_pinned", "keep_alive", b"keep_alive", "pinned", b"pinned", "ttl", b"ttl"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_pinned", b"_pinned", "keep_alive", b"keep_alive", "name", b"name", "pinned", b"pinned", "ttl", b"ttl"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_pinned", b"_pinned"]) -> typing.Literal["pinned"] | None: ...
 
 global___RenewPipelineRequest = RenewPipelineRequest

@@ -1,9 +1,16 @@
-"""Gives freed memory back to the operating system: glibc keeps it otherwise."""
+"""The memory of the machine: how much there is, and giving back what was freed, which glibc keeps otherwise."""
 
 from __future__ import annotations
 
 import ctypes
 import ctypes.util
+
+import psutil
+
+
+def of_machine(setting: int | float) -> int:
+    """Bytes, of what may be a share of all there is."""
+    return int(setting * psutil.virtual_memory().total) if isinstance(setting, float) else setting
 
 
 def trim() -> None:

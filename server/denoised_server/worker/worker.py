@@ -143,7 +143,7 @@ class Worker:
             self._device,
             digests,
             self._memory_counts,
-            host_bytes=settings.host_bytes,
+            host_bytes=host_memory.of_machine(settings.host_memory),
         )
         self._adapters = AdapterStore(self._store, residency, sources, construction, digests)
         self._loader = Loader(
