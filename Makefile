@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check format generate polyglot peers faults fuzz soak bench lock audit sbom clean
 .PHONY: monitoring pictures kubernetes
-.PHONY: envoy
+.PHONY: envoy image
 
 help: ## say what the targets are
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,10 @@ kubernetes: $(READY) ## check the Helm chart with helm, strict schemas, promtool
 envoy: $(READY) ## run the Envoy example before two live daemons
 	deploy/tools.sh envoy
 	$(BIN)/python -m pytest -m tools tests/envoy
+
+image: $(READY) ## build the image for the CPU without a container daemon, and run it; needs root
+	deploy/tools.sh image
+	$(BIN)/python -m pytest -m tools tests/containers
 
 fuzz: $(READY) ## the fuzzing's long mode; prints what was sent and how it was answered
 	DENOISED_FUZZ=long $(BIN)/python -m pytest tests/fuzz

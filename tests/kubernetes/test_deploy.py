@@ -50,6 +50,27 @@ def test_the_commands_of_the_readme_work(block: str, daemon: Daemon, tmp_path: P
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.tools
+@tools.needs("helm", target="kubernetes")
+def test_the_chart_installs_by_the_command_of_the_readme(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^helm install .*$", README, re.MULTILINE)
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    shutil.copy(DEPLOY / "helm" / "denoised" / "ci" / "pools.yaml", tmp_path / "my-values.yaml")
+    # As far as it goes without a cluster.
+    printed = tools.run("bash", "-euc", f"{command} --dry-run=client", folder=tmp_path)
+    assert "painter-denoised-headless.pictures.svc.cluster.local" in printed.partition("NOTES:")[2]
+
+
+def test_the_workflow_asks_for_targets_that_there_are() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    asked = {step["run"].removeprefix("make ") for job in jobs.values() for step in job["steps"] if "run" in step}
+    asked = {each for each in asked if re.fullmatch(r"[a-z]+", each)} | set(
+        jobs["tools"]["strategy"]["matrix"]["target"]
+    )
+    assert {"check", "test", "polyglot", "monitoring", "kubernetes", "envoy"} <= asked <= targets
+
+
 def test_its_links_lead_somewhere() -> None:
     for page in (DEPLOY / "README.md", *DEPLOY.glob("*/README.md"), *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text()):

@@ -19,7 +19,9 @@ MONITORING = ROOT / "deploy" / "monitoring"
 
 
 class Prometheus:
-    """Scrapes one daemon, by default every half a second."""
+    """Scrapes one daemon, by default every half a second. `page` is one that it could have read."""
+
+    page: bytes = b""
 
     def __init__(self, folder: Path, target: str, *, interval: str = "500ms") -> None:
         config = {

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -77,6 +79,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             # Until everything was scraped twice and the rules were evaluated.
             stopped = threading.Event()
             stopped.wait(4)
+            with urllib.request.urlopen(daemon.metrics_url, timeout=10) as page:
+                running.page = page.read()
             yield running
         finally:
             running.stop()
@@ -105,6 +109,13 @@ def test_every_rule_is_evaluated_without_an_error(prometheus: Prometheus) -> Non
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} == {*RECORDS, *(alert["alert"] for alert in ALERTS)}
     assert [rule for rule in rules if rule["health"] != "ok"] == []
+
+
+def test_names_units_and_texts_are_as_prometheus_wants_them(prometheus: Prometheus) -> None:
+    environment = os.environ | {"PATH": tools.PATH}
+    command = ["promtool", "check", "metrics"]
+    done = subprocess.run(command, input=prometheus.page, env=environment, capture_output=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_no_series_holds_what_a_caller_has_sent(prometheus: Prometheus) -> None:
