@@ -25,7 +25,7 @@ def rows(cell: Callable[[Family, str], str]) -> list[list[str]]:
 
 def promise(family: Family, task: str) -> str:
     """What the suite asserts of it."""
-    return f"= · {family.tolerance:g}" if family.joins else "= · alone"
+    return f"= · {family.tolerance:g}"
 
 
 def page() -> str:

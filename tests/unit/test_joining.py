@@ -1,15 +1,12 @@
-"""Several calls as one, and one result as several."""
+"""Several calls as one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from denoised_server.worker import joining
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKLOutput
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
 def forward(
@@ -76,32 +73,31 @@ def test_a_call_without_rows_stands_alone() -> None:
     assert call(None, torch.tensor(1), None) is None
 
 
-def test_results_of_every_shape_are_taken_apart() -> None:
-    rows = torch.arange(6.0).reshape(3, 2)
-    posterior = AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(torch.arange(12.0).reshape(3, 4, 1, 1)))
-    read: Callable[[Any], Any]
-    for result, read in ((rows, lambda x: x), ((rows,), lambda x: x[0]), ([None, rows], lambda x: x[1])):
-        first, second = joining.split(result, [2, 1])
-        assert read(first).tolist() == rows[:2].tolist()
-        assert read(second).tolist() == rows[2:].tolist()
-    first, second = joining.split(posterior, [1, 2])
-    assert first.latent_dist.parameters.shape[0] == 1
-    assert second.latent_dist.mean.shape == (2, 2, 1, 1)
+def test_lists_with_an_element_for_each_sample_are_put_one_after_another() -> None:
+    """As Z-Image has them: latents and prompts of any length, and one timestep for each."""
+    latents = [torch.full((16, 1, 8, 8), float(index)) for index in range(3)]
+    prompts = [torch.zeros(length, 4) for length in (5, 9, 2)]
+    masks = [[0, 1], [0], [0, 0, 1]]
+    first = call(latents[:2], torch.tensor([1.0, 2.0]), prompts[:2], masks[:2])
+    second = call(latents[2:], torch.tensor([3.0]), prompts[2:], masks[2:])
+    assert (first.rows, second.rows) == (2, 1)
+    assert first.key == second.key
+    kwargs = joining.join([first, second])[1]
+    assert [latent.mean().item() for latent in kwargs["sample"]] == [0.0, 1.0, 2.0]
+    assert [len(prompt) for prompt in kwargs["encoder_hidden_states"]] == [5, 9, 2]
+    assert kwargs["timestep"].tolist() == [1.0, 2.0, 3.0]
+    assert kwargs["added"] == masks
+    assert joining.varied([first, second]) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("result", [torch.tensor(1.0), torch.zeros(4, 2), object()])
-def test_a_result_without_rows_cannot_be_taken_apart(result: object) -> None:
-    with pytest.raises(joining.NotJoinableError):
-        joining.split(result, [2, 1])
+def test_lists_of_tensors_with_rows_stay_lists() -> None:
+    """As ControlNets give their residuals: here as many as there are samples."""
+    residuals = [torch.zeros(2, 3), torch.ones(2, 5)]
+    first, second = (call(torch.zeros(2, 4), torch.tensor(1), torch.zeros(2, 3), residuals) for _ in range(2))
+    assert first.rows == 2
+    assert [residual.shape for residual in joining.join([first, second])[1]["added"]] == [(4, 3), (4, 5)]
 
 
-def test_difference_tells_rounding_from_error() -> None:
-    exact = torch.tensor([1.0, 2.0])
-    assert joining.difference((exact + 1e-5,), (exact,)) <= 1
-    assert joining.difference((exact + 1e-2,), (exact,)) > 1
-    assert joining.difference(exact[:1], exact) == float("inf")
-    assert joining.difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == float("inf")
-
-
-def test_a_joined_result_that_is_not_finite_where_the_lone_one_is_counts_as_error() -> None:
-    assert not joining.difference(torch.tensor([float("nan"), 2.0]), torch.tensor([1.0, 2.0])) <= 1
+def test_a_call_with_one_number_for_each_sample_has_rows() -> None:
+    first, second = (call(torch.tensor([seconds]), None, None) for seconds in (1.0, 2.0))
+    assert joining.join([first, second])[1]["sample"].tolist() == [1.0, 2.0]

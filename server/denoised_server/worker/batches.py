@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from . import exhaustion, joining
+from . import exhaustion, joining, splitting
 from .inputs import Inputs
 from .joining import Arguments, NotJoinableError
 from .ladder import Rung
@@ -25,7 +25,8 @@ from .observations import Observations
 from .overlay import Overlay
 from .phases import Phases
 from .recovery import Recovery, Trial, Tried
-from .seam import Method
+from .seam import Method, Verified
+from .splitting import Layout
 from .tallies import Lone, Tally
 
 logger = logging.getLogger(__name__)
@@ -113,9 +114,10 @@ class Batches:
         is_even = all(each.rows == arguments[0].rows for each in arguments)
         kind = (arguments[0].key, is_even, joining.dtypes(arguments))
         seen = method.verified.get(kind)
-        if seen is not None and (len(seen) == arguments[0].variable or joining.varied(arguments) <= seen):
-            return self._joined(method, calls, arguments)
-        chosen = _telling(arguments, seen or frozenset())
+        places = seen.places if seen is not None else frozenset()
+        if seen is not None and (len(places) == arguments[0].variable or joining.varied(arguments) <= places):
+            return self._joined(method, calls, arguments, seen.cuts)
+        chosen = _telling(arguments, places)
         outcomes: list[Outcome | None] = [None] * len(calls)
         shown = self._verify(method, kind, [calls[index] for index in chosen], [arguments[index] for index in chosen])
         for index, outcome in zip(chosen, shown, strict=True):
@@ -137,10 +139,10 @@ class Batches:
             self.tallies[str(call.method)].lone_calls[why] += 1
         return Outcome(tried.value, tried.error)
 
-    def _joined(self, method: Method, calls: list[Call], arguments: list[Arguments]) -> Ran:
+    def _joined(self, method: Method, calls: list[Call], arguments: list[Arguments], cuts: Layout) -> Ran:
         def compute() -> list[Any]:
             args, kwargs = joining.join(arguments)
-            return joining.split(method.original(*args, **kwargs), [each.rows for each in arguments])
+            return splitting.split(method.original(*args, **kwargs), [each.rows for each in arguments], cuts)
 
         began = time.perf_counter()
         tried = self._execute(calls, [each.leaves for each in arguments], compute)
@@ -191,19 +193,23 @@ class Batches:
         except NotJoinableError:
             return outcomes
         try:
-            results = joining.split(method.original(*args, **kwargs), [each.rows for each in arguments])
-            difference = joining.worst(
-                joining.difference(joined, alone.value) for joined, alone in zip(results, outcomes, strict=True)
+            joined = method.original(*args, **kwargs)
+            cuts = splitting.layout(joined, [alone.value for alone in outcomes])
+            results = splitting.split(joined, [each.rows for each in arguments], cuts)
+            difference = splitting.worst(
+                splitting.difference(part, alone.value) for part, alone in zip(results, outcomes, strict=True)
             )
         except Exception as error:
             if exhaustion.is_out_of_memory(error):
                 return outcomes
             logger.debug("a joined call of %s fails: %s", method, type(error).__name__)
-            difference = math.inf
+            cuts, difference = None, math.inf
         if difference <= 1:
             self.counts["verified_kinds"] += kind not in method.verified
             self.tallies[str(method)].verified(difference, is_new=kind not in method.verified)
-            method.verified[kind] = method.verified.get(kind, frozenset()) | joining.varied(arguments)
+            known = method.verified.get(kind)
+            places = joining.varied(arguments) | (known.places if known is not None else frozenset())
+            method.verified[kind] = Verified(places, cuts)
         elif difference > 1:
             logger.debug("joined calls of %s differ from lone ones by %.2g of the tolerance", method, difference)
             self.counts["refused_kinds"] += 1

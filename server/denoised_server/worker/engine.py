@@ -25,12 +25,12 @@ from .coalescing import Coalescing, Pending
 from .construction import Construction
 from .fairness import Entrant
 from .fusing import Fusing
-from .joining import NotJoinableError
 from .overlay import Overlay
 from .randomness import Randomness
 from .recovery import Recovery
 from .residency import Claim, Residency, Visit
 from .seam import Caller, Method
+from .splitting import NotSplittableError
 from .tallies import Lone
 
 logger = logging.getLogger(__name__)
@@ -400,7 +400,7 @@ class Engine:
         if outcome.error is None:
             try:
                 results = runner.work.share(outcome.value)
-            except NotJoinableError:
+            except NotSplittableError:
                 logger.debug("what fused requests came to cannot be taken apart")
         if results is not None:
             self.batches.counts["fused_requests"] += len(runner.requests)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from . import joining
-from .joining import NotJoinableError
+from . import splitting
+from .splitting import NotSplittableError
 
 # What a member of the proof that is nobody's asks for in addition: long enough to be padded otherwise.
 OTHERWISE = "beside an old stone bridge over a quiet river in the evening"
@@ -99,9 +99,9 @@ def plain(value: Any) -> Hashable:
 
 
 def parts(result: Any, count: int) -> list[Any]:
-    """A pipeline's output as one output for each request. Raises NotJoinableError."""
+    """A pipeline's output as one output for each request. Raises NotSplittableError."""
     if not dataclasses.is_dataclass(result):
-        raise NotJoinableError(f"a result of type {type(result).__name__} cannot be taken apart")
+        raise NotSplittableError(f"a result of type {type(result).__name__} cannot be taken apart")
     kind: Any = type(result)
     # Not as a mapping: diffusers leaves fields that are None out of it.
     fields = {field.name: list(_rows(getattr(result, field.name), count)) for field in dataclasses.fields(kind)}
@@ -114,7 +114,7 @@ def _rows(value: Any, count: int) -> Iterator[Any]:
     elif isinstance(value, Sequence | torch.Tensor | np.ndarray) and len(value) == count:
         yield from (value[index : index + 1] for index in range(count))
     else:
-        raise NotJoinableError("a result has not one part for each request")
+        raise NotSplittableError("a result has not one part for each request")
 
 
 def agree(fused: Any, alone: Any, dtype: torch.dtype) -> bool:
@@ -130,5 +130,5 @@ def agree(fused: Any, alone: Any, dtype: torch.dtype) -> bool:
     if isinstance(alone, np.ndarray):
         return agree(torch.from_numpy(fused), torch.from_numpy(alone), dtype)
     if isinstance(alone, torch.Tensor) and alone.is_floating_point():
-        return bool(joining.difference(fused, alone) * joining.TOLERANCE.get(alone.dtype, 1e-4) <= tolerance)
+        return bool(splitting.difference(fused, alone) * splitting.TOLERANCE.get(alone.dtype, 1e-4) <= tolerance)
     return bool(torch.equal(fused, alone)) if isinstance(alone, torch.Tensor) else bool(fused == alone)

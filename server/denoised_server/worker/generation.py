@@ -222,7 +222,7 @@ class Generation:
         return together
 
     def share(self, result: Any) -> list[Any]:
-        """What came of fused ones, as each one's own. Raises NotJoinableError."""
+        """What came of fused ones, as each one's own. Raises NotSplittableError."""
         parts = fused.parts(result, len(self._members))
         for member, generator in zip(self._members, self._generators, strict=True):
             member._run_seconds, member._generators, member._steps = self._run_seconds, [generator], self._steps

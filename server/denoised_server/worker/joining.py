@@ -1,29 +1,23 @@
-"""Several calls of one component as one call, and its result as several results.
+"""Several calls of one component as one call.
 
-Nothing here knows a family. A call's arguments are taken apart into leaves; leaves with one row per sample are
-concatenated, scalar tensors (timesteps) become one row per sample, and everything else has to be equal. What that
-cannot know, whether the component treats samples independently, is verified by running both ways once for each kind
-of call.
+Nothing here knows a family. A call's arguments are taken apart into leaves; leaves with one row, or one element of a
+list, per sample are put one after another, scalar tensors (timesteps) become one row per sample, and everything else
+has to be equal. What that cannot know, whether the component treats samples independently, is verified by running both
+ways once for each kind of call.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-# Difference between a joined and a lone result that counts as rounding, as a share of the elements' size.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 class NotJoinableError(Exception):
-    """The calls do not fit together, or the result cannot be taken apart."""
+    """The calls do not fit together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +39,7 @@ class Arguments:
     @property
     def variable(self) -> int:
         """How many leaves may differ between calls that are joined."""
-        return sum(isinstance(trait, tuple) and trait[0] in ("rows", "scalar") for trait in self.traits)
+        return sum(isinstance(trait, tuple) and trait[0] in ("rows", "scalar", "each") for trait in self.traits)
 
 
 def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -64,11 +58,13 @@ def describe(names: list[inspect.Parameter], args: tuple[Any, ...], kwargs: Mapp
         defaults = {parameter.name: parameter.default for parameter in names}
         named = {name: named[name] for name in sorted(named) if named[name] is not defaults.get(name, named)}
         args, kwargs = (), named
-    leaves: list[Any] = []
-    structure = _flatten((args, dict(kwargs)), leaves)
-    rows = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim() >= 2), 0)
+    rows = _rows((*args, *kwargs.values()))
     if rows == 0:
         return None
+    leaves: list[Any] = []
+    # Where one list has an element for each sample, lists without tensors may have that too.
+    has_elements = any(_is_of_tensors(value) and _has_elements(value, rows) for value in (*args, *kwargs.values()))
+    structure = _flatten((args, dict(kwargs)), rows if has_elements else 0, leaves)
     return Arguments(structure, tuple(_trait(leaf, rows) for leaf in leaves), tuple(leaves), rows)
 
 
@@ -96,60 +92,61 @@ def dtypes(calls: Sequence[Arguments]) -> tuple[frozenset[torch.dtype], ...]:
     )
 
 
-def split(result: Any, rows: Sequence[int]) -> list[Any]:
-    """The result of a joined call as one result for each call."""
-    parts, low, total = [], 0, sum(rows)
-    for count in rows:
-        parts.append(_part(result, low, low + count, total))
-        low += count
-    return parts
-
-
-def difference(joined: Any, alone: Any) -> float:
-    """Largest difference between two results, in units of the tolerance: up to 1 counts as rounding.
-
-    An element may be off by the tolerance times its own size and the typical size together: a single huge activation
-    hides nothing. NaN when a result is not finite, from which nothing can be concluded.
-    """
-    if isinstance(alone, torch.Tensor):
-        if joined.shape != alone.shape or joined.dtype != alone.dtype:
-            return float("inf")
-        if not alone.is_floating_point():
-            return 0.0 if torch.equal(joined, alone) else float("inf")
-        if alone.numel() == 0:
-            return 0.0
-        left, right = joined.double(), alone.double()
-        typical = float(right.square().mean().sqrt())
-        allowed = TOLERANCE.get(alone.dtype, 1e-4) * (right.abs() + max(typical, 1e-6))
-        return float(((left - right).abs() / allowed).max())
-    if isinstance(alone, DiagonalGaussianDistribution):
-        return difference(joined.parameters, alone.parameters)
-    if isinstance(alone, Mapping):
-        return worst(difference(joined[name], alone[name]) for name in alone)
-    if isinstance(alone, list | tuple):
-        return worst(difference(left, right) for left, right in zip(joined, alone, strict=True))
-    return 0.0 if joined == alone else float("inf")
-
-
-def worst(differences: Iterable[float]) -> float:
-    """The largest; NaN if one is."""
-    found = list(differences)
-    return max(found, default=0.0) if not any(map(math.isnan, found)) else math.nan
-
-
-def _same(column: tuple[Any, ...]) -> bool:
+def _same(column: Sequence[Any]) -> bool:
     first = column[0]
     if isinstance(first, torch.Tensor):
         return all(other.shape == first.shape and bool((other == first).all()) for other in column[1:])
+    if isinstance(first, list):
+        return all(len(other) == len(first) for other in column) and all(map(_same, zip(*column, strict=True)))
     return True
 
 
-def _flatten(value: Any, leaves: list[Any]) -> Hashable:
+def _rows(values: tuple[Any, ...]) -> int:
+    """How many samples a call is for: as many rows as its first tensor has, or as many elements as its lists of them.
+
+    0 where it has neither.
+    """
+    tensors = list(_tensors(values, in_lists=False))
+    for least in (2, 1):
+        if rows := next((tensor.shape[0] for tensor in tensors if tensor.dim() >= least), 0):
+            return rows
+        if least == 2 and (rows := next((len(value) for value in values if _is_of_tensors(value)), 0)):
+            return rows
+    return 0
+
+
+def _tensors(value: Any, *, in_lists: bool) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item, in_lists=in_lists)
+    elif isinstance(value, tuple) or (in_lists and isinstance(value, list)):
+        for item in value:
+            yield from _tensors(item, in_lists=in_lists)
+
+
+def _is_of_tensors(value: Any) -> bool:
+    return type(value) is list and any(True for _ in _tensors(value, in_lists=True))
+
+
+def _has_elements(value: Any, rows: int) -> bool:
+    """Whether a list has an element for each sample, unlike one of residuals, each of which has a row for each."""
+    if type(value) is not list or len(value) != rows:
+        return False
+    return not all(isinstance(item, torch.Tensor) and item.dim() and item.shape[0] == rows for item in value)
+
+
+def _flatten(value: Any, elements: int, leaves: list[Any]) -> Hashable:
+    """`elements` is how many lists have that have one for each sample; 0 where there are none."""
     kind = type(value)
+    if elements and _has_elements(value, elements):
+        leaves.append(value)
+        return None
     if kind is tuple or kind is list:
-        return (kind, tuple(_flatten(item, leaves) for item in value))
+        return (kind, tuple(_flatten(item, elements, leaves) for item in value))
     if kind is dict:
-        return (kind, tuple((name, _flatten(item, leaves)) for name, item in value.items()))
+        return (kind, tuple((name, _flatten(item, elements, leaves)) for name, item in value.items()))
     leaves.append(value)
     return None
 
@@ -175,11 +172,21 @@ def _trait(leaf: Any, rows: int) -> Hashable:
             dtype = None if leaf.dim() == 1 else leaf.dtype
             return "rows", leaf.shape[1:], dtype, leaf.device
         return "whole", leaf.shape, leaf.dtype, leaf.device
+    if type(leaf) is list:
+        return "each", frozenset(map(_element, leaf))
     try:
         hash(leaf)
     except TypeError:
         return "object", id(leaf)
     return type(leaf), leaf
+
+
+def _element(value: Any) -> Hashable:
+    """What has to agree between elements of lists that have one for each sample: lengths may differ."""
+    if isinstance(value, torch.Tensor):
+        return value.dim(), value.dtype, value.device
+    parts = frozenset(map(_element, value)) if isinstance(value, list) else None
+    return type(value), parts
 
 
 def _join_leaf(values: tuple[Any, ...], rows: Sequence[int]) -> Any:
@@ -188,6 +195,8 @@ def _join_leaf(values: tuple[Any, ...], rows: Sequence[int]) -> Any:
         # VAEs take one and most ignore it. One of its own: a call that draws from it is found to differ, and the
         # requests' generators stay where they are.
         return torch.Generator(first.device).set_state(first.get_state())
+    if type(first) is list:
+        return [element for value in values for element in value]
     if not isinstance(first, torch.Tensor):
         return first
     if first.dim() == 0:
@@ -203,19 +212,3 @@ def _concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     if any(tensor.dtype != tensors[0].dtype for tensor in tensors):
         tensors = [tensor.float() for tensor in tensors]
     return torch.cat(list(tensors))
-
-
-def _part(value: Any, low: int, high: int, total: int) -> Any:
-    if isinstance(value, torch.Tensor):
-        if value.dim() == 0 or value.shape[0] != total:
-            raise NotJoinableError("the result has no batch dimension")
-        return value[low:high]
-    if isinstance(value, DiagonalGaussianDistribution):
-        return DiagonalGaussianDistribution(_part(value.parameters, low, high, total), value.deterministic)
-    if isinstance(value, OrderedDict):  # outputs of diffusers and transformers
-        return type(value)(**{name: _part(item, low, high, total) for name, item in value.items()})
-    if type(value) in (list, tuple):
-        return type(value)(_part(item, low, high, total) for item in value)
-    if value is None:
-        return None
-    raise NotJoinableError(f"a result of type {type(value).__name__} cannot be taken apart")

@@ -18,24 +18,36 @@ from torch import nn
 
 from . import joining, phases
 from .overlay import Overlay
+from .splitting import Layout
 
 # What `watch` leaves on a module.
 MARKS = ("_denoised_methods", "forward", "encode", "decode", "set_attn_processor", "_diffusers_hook")
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A kind of joined call that was seen to agree with running alone.
+
+    `places` are those of the arguments that differed between the calls when it did; `cuts` say how its result is taken
+    apart.
+    """
+
+    places: frozenset[int]
+    cuts: Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:
     """One method of a component that requests call, and what is known of joining its calls.
 
-    `verified` has the kinds of joined call that were seen to agree with running alone, with the places of the arguments
-    that differed between the calls when they did; `refused` the keys of those that never run joined again.
+    `refused` are the keys of those that never run joined again.
     """
 
     module: nn.Module
     name: str
     original: Callable[..., Any]
     parameters: list[inspect.Parameter]
-    verified: dict[Hashable, frozenset[int]] = field(default_factory=dict)
+    verified: dict[Hashable, Verified] = field(default_factory=dict)
     refused: set[Hashable] = field(default_factory=set)
 
     def __str__(self) -> str:

@@ -21,8 +21,7 @@ class Family:
     `build` writes a checkpoint into a folder. `variant` tells checkpoints of one name apart. `tasks` are those of the
     mappings unless the checkpoint fits fewer. `load` are further arguments of `from_pretrained`. `arguments` are those
     of each call, `by_task` those of one task; of the usual ones, those are left out that the class does not take.
-    `tolerance` is what joining may change an element by, for pixels in 0…1; `joins` is false where all calls
-    run alone.
+    `tolerance` is what joining may change an element by, for pixels in 0…1.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Family:
     arguments: Arguments = field(default_factory=dict)
     by_task: Mapping[str, Arguments] = field(default_factory=dict)
     tolerance: float = 1e-4
-    joins: bool = True
 
     def __str__(self) -> str:
         return f"{self.name}, {self.variant}" if self.variant else self.name

@@ -72,5 +72,5 @@ def build(folder: Path) -> None:
 FAMILIES = [
     Family("kolors", build),
     # ChatGLM puts the samples second, where they are not told apart from the words; the rest is PAG's.
-    Family("kolors-pag", build, load=PAG, joins=False),
+    Family("kolors-pag", build, load=PAG),
 ]

@@ -159,7 +159,7 @@ SANA = EXACT | {"max_sequence_length": 16, "complex_human_instruction": None}
 FAMILIES = [
     Family("sana", sana, size=32, arguments=SANA),
     # Gemma returns what it remembers beside what it says, and that cannot be told apart by samples; the rest is PAG's.
-    Family("sana-pag", sana, load=PAG | {"pag_applied_layers": ["blocks.1"]}, size=32, arguments=SANA, joins=False),
+    Family("sana-pag", sana, load=PAG | {"pag_applied_layers": ["blocks.1"]}, size=32, arguments=SANA),
     # An empty prompt, whose features are averaged over no token, would be no number.
     Family("lumina", lumina, arguments={"negative_prompt": "a dog"}),
     Family("lumina2", lumina2),
