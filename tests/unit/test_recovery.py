@@ -72,7 +72,7 @@ class Pantry:
         )
         self.asked: list[int] = []
 
-    def evict_idle(self, needed_bytes: int) -> int:
+    def evict_idle(self, needed_bytes: int, reason: str = "out_of_memory") -> int:
         self.asked.append(needed_bytes)
         freed, self.idle = self.idle.nbytes, torch.empty(0)
         return freed
@@ -232,4 +232,4 @@ def test_generators_are_where_they_were_when_a_call_runs_again() -> None:
 
 def test_inputs_are_counted_by_sample() -> None:
     inputs = Inputs([torch.ones(2, 4, 8, 6), torch.tensor(3), [torch.ones(2, 5)], {"ids": torch.ones(7, 7)}, "text"])
-    assert (inputs.rows, inputs.row_elements, inputs.side, inputs.dtype) == (2, 4 * 8 * 6 + 5, 8, "float32")
+    assert (inputs.rows, inputs.row_bytes, inputs.side, inputs.dtype) == (2, (4 * 8 * 6 + 5) * 4, 8, "float32")

@@ -86,7 +86,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """Outcomes of calls, in their order; None for a call that has to wait until the others have shown more.
+    """Outcomes of calls, in their order; None for a call that has to wait: until the others have shown more, or because
+    there is no room for it beside them.
 
     `as_one` says that they ran as one, so that the time it took is that of a batch of their size.
     """
@@ -110,6 +111,10 @@ class Batches:
             return Ran([self._alone(calls[0], _why_alone(calls[0]))], as_one=True)
         arguments = [call.arguments for call in calls if call.arguments is not None]
         method = calls[0].method
+        fitting = self.recovery.most(method, Inputs(arguments[0].leaves), [each.rows for each in arguments])
+        if fitting < len(calls):
+            ran = self.run(calls[:fitting])
+            return Ran([*ran.outcomes, *[None] * (len(calls) - fitting)], as_one=ran.as_one)
         # Calls of few samples beside one of many, as fused requests make it, are a kind of their own.
         is_even = all(each.rows == arguments[0].rows for each in arguments)
         kind = (arguments[0].key, is_even, joining.dtypes(arguments))
@@ -177,7 +182,9 @@ class Batches:
         """
         is_exact = any(call.lone is Lone.FORBIDDEN for call in calls)
         requests = sum(call.together for call in calls)
-        tried = self.recovery.run(Trial(calls[0].method, requests, Inputs(values), is_exact, compute))
+        inputs = Inputs(values)
+        rows = sum(call.arguments.rows if call.arguments is not None else inputs.rows for call in calls)
+        tried = self.recovery.run(Trial(calls[0].method, requests, rows, inputs, is_exact, compute))
         if tried.helped is not None:
             for call in calls:
                 call.costs.recoveries[tried.helped] = None

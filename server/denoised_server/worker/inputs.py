@@ -11,7 +11,7 @@ import torch
 class Inputs:
     """The tensors and generators among the arguments of a call, and how they were before it.
 
-    `rows` is the number of samples of one call, `row_elements` the numbers that each has, in all arguments together.
+    `rows` is the number of samples of one call, `row_bytes` the size of each, in all arguments together.
     """
 
     def __init__(self, values: Iterable[Any]) -> None:
@@ -22,9 +22,9 @@ class Inputs:
         self._states = tuple((value, value.get_state()) for value in found if isinstance(value, torch.Generator))
 
     @property
-    def row_elements(self) -> int:
+    def row_bytes(self) -> int:
         rows = max(self.rows, 1)
-        return sum(tensor.numel() for tensor in self.tensors if tensor.dim() and tensor.shape[0] == rows) // rows
+        return sum(tensor.nbytes for tensor in self.tensors if tensor.dim() and tensor.shape[0] == rows) // rows
 
     @property
     def dtype(self) -> str:

@@ -8,45 +8,35 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from denoised.errors import DeviceOutOfMemoryError
-from torch import nn
 
 from . import exhaustion, host_memory, meter, pieces
 from .inputs import Inputs
 from .ladder import APART, NOTHING, Climb, Rung
 from .memory_counts import MemoryCounts
+from .room import Room
 from .seam import Method
+from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 
-class Room(Protocol):
-    """Who can make room on the device; each method says how many bytes came free."""
-
-    def evict_idle(self, needed_bytes: int) -> int:
-        """Moves off what nobody uses."""
-        ...
-
-    def offload(self, keep: nn.Module) -> int:
-        """Moves off everything but this component, also what others will bring back for their next call."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A component's computation for one request or several; `compute` may be called again.
+    """A component's computation for one request or several, of so many samples; `compute` may be called again.
 
     `is_exact` says that a request was promised the bits of a run alone.
     """
 
     method: Method
     requests: int
+    rows: int
     inputs: Inputs
     is_exact: bool
     compute: Callable[[], Any]
@@ -68,12 +58,29 @@ class Tried:
 class Recovery:
     """Runs computations, and counts those that ran out of memory, by the rung that helped them."""
 
-    def __init__(self, device: torch.device, *, counts: MemoryCounts | None = None, room: Room | None = None) -> None:
-        self._device, self._counts, self._room = device, counts or MemoryCounts(), room
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        counts: MemoryCounts | None = None,
+        room: Room | None = None,
+        workspace: Workspace | None = None,
+    ) -> None:
+        self._device, self._counts = device, counts or MemoryCounts()
+        self._room, self._workspace = room, workspace
 
     def run(self, trial: Trial) -> Tried:
-        tried, needed = self._attempt(trial)
+        if self._workspace is None:
+            tried, needed = self._attempt(trial)
+        else:
+            with self._workspace.entered(trial.method, trial.inputs, trial.rows) as stay:
+                tried, needed = self._attempt(trial)
+                stay.failed, stay.lacking = tried.error is not None, needed
         return self._climb(trial, needed) if needed is not None else tried
+
+    def most(self, method: Method, inputs: Inputs, rows: Sequence[int]) -> int:
+        """How many of these calls, of which the first has these inputs, are to run as one; one at least."""
+        return self._workspace.most(method, inputs, rows) if self._workspace is not None else len(rows)
 
     def helped(self, method: Method, rung: Rung) -> None:
         self._counts.recovered(rung)
@@ -83,7 +90,7 @@ class Recovery:
         module, inputs = trial.method.module, trial.inputs
         climb = Climb(
             requests=trial.requests,
-            can_slice=pieces.can_slice(module) and trial.requests * inputs.rows > 1,
+            can_slice=pieces.can_slice(module) and trial.rows > 1,
             can_tile=next(self._tilings(trial), None) is not None,
             is_exact=trial.is_exact,
             can_evict=self._room is not None,

@@ -321,7 +321,7 @@ class Residency:
 
     # Out of memory
 
-    def evict_idle(self, needed_bytes: int) -> int:
+    def evict_idle(self, needed_bytes: int, reason: str = "out_of_memory") -> int:
         """On the engine's thread: has so many bytes of what is idle leave, or all; returns the bytes that left."""
         with self._changed:
             idle = [held for held in self._store.all() if self._is_movable(held) and not held.claims]
@@ -329,7 +329,7 @@ class Residency:
             leaving = enough if enough is not None else idle
             for held in leaving:
                 held.is_moving = True
-        return self._evict_all(leaving, "out_of_memory", in_turn=True)
+        return self._evict_all(leaving, reason, in_turn=True)
 
     def offload(self, keep: nn.Module) -> int:
         """On the engine's thread: has everything leave but this component; returns the bytes that left."""

@@ -77,6 +77,7 @@ from .residency import Residency
 from .sources import EMBEDDED, Sources
 from .tiers import Tier
 from .weights import Digests
+from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,12 @@ class Worker:
             residency,
             max_joined=settings.max_joined,
             device=self._device,
-            recovery=Recovery(self._device, counts=self._memory_counts, room=residency),
+            recovery=Recovery(
+                self._device,
+                counts=self._memory_counts,
+                room=residency,
+                workspace=Workspace(self._device, self._ledger, self._memory, residency, self._memory_counts),
+            ),
         )
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
