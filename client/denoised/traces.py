@@ -40,6 +40,10 @@ def set_up(service: str) -> Callable[[], None]:
     return provider.shutdown
 
 
+def _is_on() -> bool:
+    return IS_INSTALLED and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 def _nothing() -> None:
     pass
 
@@ -50,7 +54,7 @@ def calling(method: str) -> Iterator[Sequence[tuple[str, str]]]:
 
     The span is not the current one: whoever iterates a stream does other things in between.
     """
-    if not IS_INSTALLED:
+    if not _is_on():
         yield ()
         return
     span = trace.get_tracer(SERVICE).start_span(f"denoised.{method}", kind=trace.SpanKind.CLIENT)
@@ -63,7 +67,7 @@ def calling(method: str) -> Iterator[Sequence[tuple[str, str]]]:
 @contextmanager
 def serving(method: str, metadata: Sequence[tuple[str, str | bytes]]) -> Iterator[None]:
     """Spans the answer to a call, and all that its task does from now on."""
-    if not IS_INSTALLED:
+    if not _is_on():
         yield
         return
     parent = propagate.extract({key: value for key, value in metadata if isinstance(value, str)})
@@ -77,7 +81,7 @@ def serving(method: str, metadata: Sequence[tuple[str, str | bytes]]) -> Iterato
 @contextmanager
 def span(name: str, carrier: Carrier | None = None, **attributes: str | int | float) -> Iterator[None]:
     """Spans the block, under the current span or under the one that was carried here."""
-    if not IS_INSTALLED:
+    if not _is_on():
         yield
         return
     parent = propagate.extract(carrier) if carrier is not None else None
@@ -87,7 +91,7 @@ def span(name: str, carrier: Carrier | None = None, **attributes: str | int | fl
 
 def record(name: str, carrier: Carrier, start_time: float, end_time: float, **attributes: str | int | float) -> None:
     """Adds a span of the past, with times in seconds since the epoch."""
-    if IS_INSTALLED:
+    if _is_on():
         started, ended = int(start_time * 1e9), int(end_time * 1e9)
         tracer = trace.get_tracer(SERVICE)
         tracer.start_span(name, propagate.extract(carrier), attributes=attributes, start_time=started).end(ended)
@@ -96,14 +100,14 @@ def record(name: str, carrier: Carrier, start_time: float, end_time: float, **at
 def carry() -> Carrier:
     """The current span, for another process to go on from."""
     carrier: dict[str, str] = {}
-    if IS_INSTALLED:
+    if _is_on():
         propagate.inject(carrier)
     return carrier
 
 
 def trace_id() -> str:
     """That of the current span; empty where there is none, or where it is not kept."""
-    if IS_INSTALLED and (current := trace.get_current_span().get_span_context()).trace_flags.sampled:
+    if _is_on() and (current := trace.get_current_span().get_span_context()).trace_flags.sampled:
         return trace.format_trace_id(current.trace_id)
     return ""
 

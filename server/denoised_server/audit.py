@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import logging.handlers
@@ -24,6 +25,8 @@ REFUSALS = frozenset(
     kind.reason.lower()
     for kind in (UnauthenticatedError, ScopeMissingError, NotOwnerError, QuotaExceededError, SourceNotAllowedError)
 )
+# Of requests and responses.
+NAMES = ("name", "source", "pipeline_id", "pipeline", "force", "shared")
 # Callers choose texts, and a line should be one that can be read.
 MAX_TEXT = 1000
 
@@ -53,11 +56,17 @@ class Audit:
         self._logger.info(json.dumps(line, ensure_ascii=False))
 
 
+@functools.cache
+def _telling(message: Any) -> frozenset[str]:
+    """Which fields of a kind of message say anything; most events of streams have none."""
+    return frozenset(field.name for field in message.fields) & {*NAMES, "spec", "prompt"}
+
+
 def facts_of(message: Any, *, prompts: bool = False) -> dict[str, object]:
     """What is worth telling of a request or a response: which pipeline it names, and what is loaded into it."""
-    fields = {field.name for field in message.DESCRIPTOR.fields}
+    fields = _telling(message.DESCRIPTOR)
     facts: dict[str, object] = {}
-    for name in ("name", "source", "pipeline_id", "pipeline", "force", "shared"):
+    for name in NAMES:
         if name in fields and isinstance(value := getattr(message, name), str | bool):
             facts["pipeline" if name == "name" else name] = value
     if "pipeline" in fields and not isinstance(message.pipeline, str) and message.pipeline.name:

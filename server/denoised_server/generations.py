@@ -233,6 +233,8 @@ class Generations:
     async def _read(self, generation: Generation, after: int = 0) -> AsyncGenerator[Numbered[GenerationEvent], None]:
         generation.readers += 1
         try:
+            # What was just begun goes to its worker before its first event goes to the caller.
+            await asyncio.sleep(0)
             async with aclosing(generation.log.read(after)) as events:
                 async for event in events:
                     yield event

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from . import exhaustion, joining, splitting
+from . import exhaustion, joining, randomness, splitting
 from .inputs import Inputs
 from .joining import Arguments, NotJoinableError
 from .ladder import Rung
@@ -146,6 +146,8 @@ class Batches:
 
     def _joined(self, method: Method, calls: list[Call], arguments: list[Arguments], cuts: Layout) -> Ran:
         def compute() -> list[Any]:
+            # What the component draws for all is nobody's own.
+            randomness.put_away()
             args, kwargs = joining.join(arguments)
             return splitting.split(method.original(*args, **kwargs), [each.rows for each in arguments], cuts)
 
@@ -199,6 +201,7 @@ class Batches:
             args, kwargs = joining.join(arguments)
         except NotJoinableError:
             return outcomes
+        randomness.put_away()
         try:
             joined = method.original(*args, **kwargs)
             cuts = splitting.layout(joined, [alone.value for alone in outcomes])

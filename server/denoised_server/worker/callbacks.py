@@ -35,12 +35,8 @@ class Callbacks:
         self, wanted: Mapping[str, Callback], pipeline: DiffusionPipeline, emit: Callable[[StepEnd], None]
     ) -> None:
         self._wanted, self._emit = wanted, emit
-        call = inspect.unwrap(cast(Any, type(pipeline)).__call__)
-        parameters = inspect.signature(call).parameters
-        self._heeds_interrupt = "interrupt" in call.__code__.co_names
-        # Some families take the legacy callback from their catch-all.
-        takes_legacy = LEGACY in parameters or LEGACY in call.__code__.co_consts
-        self._native = {name for name in wanted if (name in parameters if name != LEGACY else takes_legacy)}
+        takes, self._heeds_interrupt = _of_class(type(pipeline))
+        self._native = wanted.keys() & takes
         self._steps = 0
         for name, callback in wanted.items():
             self._check(name, callback, pipeline)
@@ -135,6 +131,17 @@ class Answer:
         """Raises InvalidMediaError."""
         self.state = reply.state
         self.tensors = {name: media.unpack(value, NUMBERS_ONLY) for name, value in reply.tensors.items()}
+
+
+@functools.cache
+def _of_class(kind: Any) -> tuple[frozenset[str], bool]:
+    """What a family's `__call__` takes, and whether it heeds `_interrupt`."""
+    call = inspect.unwrap(kind.__call__)
+    takes = frozenset(inspect.signature(call).parameters)
+    if LEGACY in call.__code__.co_consts:
+        # Some families take the legacy callback from their catch-all.
+        takes |= {LEGACY}
+    return takes, "interrupt" in call.__code__.co_names
 
 
 def _tensor_inputs(pipeline: DiffusionPipeline) -> Iterator[str]:

@@ -17,6 +17,8 @@ import torch
 import transformers.modeling_utils
 from diffusers.loaders import single_file_model, single_file_utils
 
+from . import randomness
+
 
 class Construction:
     """One room: the engine is in it for each of its turns, a loader while it builds a module.
@@ -28,14 +30,14 @@ class Construction:
     def __init__(self) -> None:
         self._turnstile, self._room = threading.Lock(), threading.Lock()
         self._loader = threading.local()
+        self._last = 0
         # Whether construction can be told from reading in the installed libraries; if not, a loader keeps the room.
         self._narrowed = False
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """The engine's: from resuming requests to the end of a batch."""
-        with self._turnstile:
-            self._room.acquire()
+        self._come_in()
         try:
             yield
         finally:
@@ -64,8 +66,7 @@ class Construction:
         if depth is None:
             return
         if depth == 0:
-            with self._turnstile:
-                self._room.acquire()
+            self._come_in()
         self._loader.depth = depth + 1
 
     def leave(self) -> None:
@@ -73,6 +74,14 @@ class Construction:
             self._loader.depth = depth - 1
             if depth == 1:
                 self._room.release()
+
+    def _come_in(self) -> None:
+        with self._turnstile:
+            self._room.acquire()
+        last, self._last = self._last, threading.get_ident()
+        if last != self._last:
+            # Modules are built with random weights.
+            randomness.put_away()
 
     def install(self) -> None:
         """Makes the libraries' construction enter and leave; once for the process."""

@@ -140,9 +140,10 @@ class Overlay:
             self._mine = None
 
     def take_off(self) -> None:
-        """Restores what was there before, and forgets changes that amount to nothing."""
-        if self._randomness is not None:
-            self._randomness.take_off()
+        """Restores what was there before, and forgets changes that amount to nothing.
+
+        The randomness stays on until somebody else draws.
+        """
         if not self._changes:
             return
         kept, mine = {}, []

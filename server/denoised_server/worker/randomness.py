@@ -10,7 +10,11 @@ import torch
 
 
 class Randomness:
-    """The process-wide generators after `torch.manual_seed(seed)` and whatever the request has drawn since."""
+    """The process-wide generators after `torch.manual_seed(seed)` and whatever the request has drawn since.
+
+    Whoever draws from them next puts its own on, or puts away what is on: so a request that runs by itself, which is
+    switched out and in at each call, keeps them.
+    """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed = seed
@@ -20,12 +24,27 @@ class Randomness:
         self._states: list[torch.Tensor] = []
 
     def put_on(self) -> None:
+        global _worn
+        if _worn is self:
+            return
+        put_away()
         if not self._states:
             for generator in self._generators:
                 generator.manual_seed(self._seed)
         for generator, state in zip(self._generators, self._states, strict=False):
             generator.set_state(state)
+        _worn = self
 
-    def take_off(self) -> None:
-        """What others find is no matter: each request puts on its own."""
+    def _save(self) -> None:
         self._states = [generator.get_state() for generator in self._generators]
+
+
+_worn: Randomness | None = None
+
+
+def put_away() -> None:
+    """Keeps what is on from whatever draws next. What that finds is no matter."""
+    global _worn
+    if _worn is not None:
+        _worn._save()
+        _worn = None
