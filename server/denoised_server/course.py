@@ -41,6 +41,7 @@ class CourseNotes:
                 self._images += count
                 self._pixels += pixels
             case Finished():
+                self._steps = max(self._steps, event.steps)
                 for name, seconds in event.phase_seconds().items():
                     self._phases[name] += seconds
 

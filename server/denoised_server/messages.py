@@ -467,6 +467,7 @@ class Finished:
     calls: int
     joined_calls: int
     max_joined: int
+    steps: int = 0
     generators: tuple[tuple[str, bytes], ...] = ()
     fields: Mapping[str, Plain] = field(default_factory=dict)
     field_names: tuple[str, ...] = ()

@@ -628,8 +628,8 @@ class GenerateRequest(google.protobuf.message.Message):
 
     @property
     def progress_interval(self) -> google.protobuf.duration_pb2.Duration:
-        """Shortest time between two Progress events: steps and phases in between are not told, the first step and the last one
-        always are. Defaults to zero, which tells each. Negative counts as zero.
+        """Shortest time between two Progress events, and before the first: steps and phases in between are not told. The last
+        step is, unless the whole run takes less. Defaults to zero, which tells each. Negative counts as zero.
         """
 
     @property

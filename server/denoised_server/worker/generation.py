@@ -51,9 +51,9 @@ class Steps:
 
     Steps are those of the request's own noise schedulers, which every family has; how many there will be is said by the
     progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none. A pipeline without
-    a noise scheduler is counted by its progress bar. The first step and the last are always told, those between and the
-    phases that begin no more often than every `interval` seconds. `ended` gets the timestep and the result of each step
-    of a noise scheduler, and returns the result to go on with.
+    a noise scheduler is counted by its progress bar. Steps and the phases that begin are told no more often than every
+    `interval` seconds, from the beginning on, and the last step of a run that has taken as long. `ended` gets the
+    timestep and the result of each step of a noise scheduler, and returns the result to go on with.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Steps:
         ended: Callable[[Any, Any], Any],
     ) -> None:
         self._emit, self._step_seconds, self._interval, self._ended = emit, step_seconds, interval, ended
-        self._told = -math.inf
-        self._phase, self._began = "", math.inf
+        self._phase = ""
+        self._began = self._told = time.perf_counter()
         self._is_watching = False
         self._done = self._before = self._calls = self._stage = 0
         self._last: float | None = None
@@ -96,10 +96,13 @@ class Steps:
         if phase == self._phase:
             return
         self._phase, now = phase, time.perf_counter()
-        self._began = min(self._began, now)
-        if now - max(self._told, self._began) >= self._interval:
+        if now - self._told >= self._interval:
             self._told = now
             self._emit(PhaseBegan(phase, self._done))
+
+    @property
+    def done(self) -> int:
+        return self._done
 
     def share(self) -> float:
         """How much of what is known to come is done, from 0 to 1."""
@@ -115,7 +118,8 @@ class Steps:
         if self._last is not None:
             self._step_seconds.observe(now - self._last)
         self._last = now
-        if now - self._told >= self._interval or self._done == self._before + total:
+        since = self._began if self._done == self._before + total else self._told
+        if now - since >= self._interval:
             self._told = now
             self._emit(Progress(self._done, self._before + total))
 
@@ -288,6 +292,7 @@ class Generation:
             run_seconds=self._run_seconds,
             device_seconds=costs.device_seconds,
             encode_seconds=encode_seconds,
+            steps=self._steps.done,
             calls=costs.calls,
             joined_calls=costs.joined_calls,
             max_joined=costs.max_joined,
