@@ -35,7 +35,7 @@ class Callbacks:
         self, wanted: Mapping[str, Callback], pipeline: DiffusionPipeline, emit: Callable[[StepEnd], None]
     ) -> None:
         self._wanted, self._emit = wanted, emit
-        takes, self._heeds_interrupt = _of_class(type(pipeline))
+        takes, self._heeds_interrupt = _of_class(cast(Any, type(pipeline)))
         self._native = wanted.keys() & takes
         self._steps = 0
         for name, callback in wanted.items():
