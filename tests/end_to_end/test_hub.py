@@ -21,6 +21,7 @@ from PIL import Image
 from tests import adapter_files, checkpoints, single_file
 from tests.daemon import Daemon
 from tests.hub import Hub
+from tests.parity.checkpoints import kandinsky
 
 ONE: dict[str, Any] = {"num_inference_steps": 2}
 LARGE_BYTES = 24 * 2**20
@@ -50,8 +51,7 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def daemon(tmp_path: Path, hub: Hub) -> Iterator[Daemon]:
+def serving(tmp_path: Path, hub: Hub, **options: Any) -> Daemon:
     variables: dict[str, Any] = {
         "HF_ENDPOINT": hub.url,
         "HF_HUB_CACHE": str(tmp_path / "cache"),
@@ -59,7 +59,12 @@ def daemon(tmp_path: Path, hub: Hub) -> Iterator[Daemon]:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "30",
     }
-    with Daemon(tmp_path / "state", **variables) as daemon:
+    return Daemon(tmp_path / "state", **options, **variables)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, hub: Hub) -> Iterator[Daemon]:
+    with serving(tmp_path, hub) as daemon:
         yield daemon
         assert TOKEN not in "".join(daemon.log)
         assert not any(
@@ -134,6 +139,24 @@ def test_a_single_file_is_downloaded_by_itself_and_its_configuration_without_wei
         with pytest.raises(errors.RepoNotFoundError):
             load(client, "owner/sd", revision=sd.commit, local_files_only=True)
         assert load(client, "owner/sd", revision=sd.commit)("a", num_inference_steps=2).images
+
+
+@pytest.mark.parametrize("is_local", [False, True], ids=["of the Hub", "of a directory"])
+def test_what_a_readme_names_comes_from_the_hub_too(hub: Hub, tmp_path: Path, is_local: bool) -> None:
+    decoder, prior = tmp_path / "decoder", tmp_path / "decoder-prior"
+    kandinsky.kandinsky22(decoder)
+    (decoder / "README.md").write_text("---\nprior:\n- owner/prior\n---\n")
+    hub.add("owner/decoder", decoder)
+    hub.add("owner/prior", prior)
+    with serving(tmp_path, hub, allow=[decoder]) as daemon, daemon.client() as client:
+        name = str(decoder) if is_local else "owner/decoder"
+        pipe = load(client, name)
+        assert pipe.info.pipeline_class == "KandinskyV22CombinedPipeline"
+        assert pipe("a", prior_num_inference_steps=2, height=64, width=64, **ONE).images
+        asked = len(hub.downloads("/owner/prior/"))
+        assert asked
+        assert load(client, name, local_files_only=True).components
+        assert len(hub.downloads("/owner/prior/")) == asked
 
 
 def test_adapters_come_from_the_hub(hub: Hub, daemon: Daemon, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -44,8 +44,7 @@ SUITE = "AutoPipelineFastTest"
 ABOUT_THE_CACHE = {"test_kwargs_local_files_only"}
 HUB = "hf-internal-testing"
 # Those that look at what a call returns. The others reach into modules, files and devices of their process, into the
-# image processor of the object (test_latents_input), or into what a call leaves on it (test_callback_cfg), which a
-# pipeline of many callers cannot have.
+# image processor of the object (test_latents_input), which a pipeline of many callers cannot have.
 VALUES = (
     "test_pt_np_pil_inputs_equivalent",
     "test_pt_np_pil_outputs_equivalent",
@@ -55,6 +54,7 @@ VALUES = (
     "test_num_images_per_prompt",
     "test_cfg",
     "test_callback_inputs",
+    "test_callback_cfg",
 )
 CLASSES = (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
 
@@ -222,10 +222,6 @@ def test_their_test_of_values_passes(
 
         suite: Any = Ours
         suite.pipeline_class = _remote(pipeline_class, load, folder)
-        with pytest.MonkeyPatch.context() as patch:
-            # Of the class, and so known where diffusers is.
-            names = pipeline_class._callback_tensor_inputs
-            patch.setattr(denoised.Pipeline, "_callback_tensor_inputs", names, raising=False)
-            _run(suite, name)
+        _run(suite, name)
         for pipe in made:
             pipe.unload()

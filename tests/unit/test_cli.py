@@ -12,6 +12,7 @@ import pytest
 from denoised.cli import app
 from denoised.cli.top import View, picture
 from denoised.v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
+from denoised.values import from_proto
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -116,6 +117,29 @@ def test_components_and_the_hub_on_the_command_line(daemon: FakeDaemon) -> None:
     assert derived.derivation.overrides["controlnet"].component.repo_id == "owner/canny"
     assert derived.hub_token == "hf_x"
     run("load", "demo", "--component", "vae", code=2)
+
+
+def test_quantisation_on_the_command_line(daemon: FakeDaemon) -> None:
+    run(
+        *(
+            "load",
+            "demo",
+            "--quantize",
+            "unet=bitsandbytes_4bit:bnb_4bit_quant_type=nf4,bnb_4bit_use_double_quant=true",
+        ),
+        *("--quantize", "text_encoder=quanto"),
+    )
+    config = from_proto(daemon.last(pipeline_service_pb2.LoadPipelineRequest).spec.quantization_config["quant_mapping"])
+    assert config == {
+        "unet": {
+            "quant_method": "bitsandbytes_4bit",
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+        },
+        "text_encoder": {"quant_method": "quanto"},
+    }
+    run("load", "demo", "--quantize", "unet", code=2)
+    run("load", "demo", "--quantize", "unet=quanto:int8", code=2)
 
 
 def test_derive_and_unload_take_ids_alone(daemon: FakeDaemon) -> None:

@@ -79,6 +79,8 @@ async def test_what_a_callback_changes_has_effect(pipe: Any, daemon: FakeDaemon)
             tensors["latents"].add_(7)
             pipe._guidance_scale = 0.0
             assert pipe._guidance_scale == 0.0
+        if step == 2:
+            pipe._guidance_scale = 3.0
         return None
 
     inputs = ["latents", "prompt_embeds"]
@@ -92,6 +94,7 @@ async def test_what_a_callback_changes_has_effect(pipe: Any, daemon: FakeDaemon)
     ]
     assert not daemon.replies[0].state
     assert daemon.replies[1].state["_guidance_scale"].double_value == 0.0
+    assert getattr(pipe, "inner", pipe)._guidance_scale == 3.0, "what the last one set stays, as in diffusers"
 
 
 async def test_setting_interrupt_stops_the_loop_and_keeps_what_there_is(pipe: Any, daemon: FakeDaemon) -> None:

@@ -292,6 +292,8 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
                 seen = self._seen_by(step.state)
                 returned = await awaited(step.run(seen))
                 conversation.send(step.reply(returned, interrupt=seen._interrupt or self._interrupt))
+                # As in diffusers, where what a call has set stays on the pipeline.
+                self._state = step.state
 
     def _seen_by(self, state: dict[str, Any]) -> Self:
         """The pipeline as a callback sees it: with attributes of the one that runs, which it may set."""
@@ -486,6 +488,9 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
             raise AttributeError("Setting it takes a call: use set_scheduler(…).", name=name, obj=self)
         elif name in self._state:
             self._state[name] = value
+            # What the property of that name would give.
+            if (shown := name.removeprefix("_")) in self._state:
+                self._state[shown] = value
         else:
             raise AttributeError(
                 f"{name!r} of a remote pipeline cannot be set. Name what to replace in from_pretrained or from_pipe.",

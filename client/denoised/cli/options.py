@@ -111,6 +111,15 @@ Components = Annotated[
         metavar="ROLE=REPO[:SUBFOLDER]",
     ),
 ]
+Quantizations = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantize",
+        help="Quantise a component while it is read: unet=quanto:weights_dtype=int8, text_encoder=quanto:weights=int8, "
+        "transformer=bitsandbytes_4bit. Repeatable.",
+        metavar="ROLE=BACKEND[:NAME=VALUE,…]",
+    ),
+]
 HubToken = Annotated[
     str | None,
     typer.Option(
@@ -238,6 +247,19 @@ def parse_components(items: Sequence[str] | None) -> dict[str, Any]:
             component = Component(repo_id, subfolder)
         found.setdefault(role, []).append(component)
     return {role: several if len(several) > 1 else several[0] for role, several in found.items()}
+
+
+def parse_quantizations(items: Sequence[str] | None) -> dict[str, dict[str, Any]] | None:
+    """Configurations by role. Raises typer.BadParameter for what names no backend."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in items or ():
+        role, _, text = item.partition("=")
+        backend, _, arguments = text.partition(":")
+        if not role.isidentifier() or not backend:
+            raise typer.BadParameter(f"{item!r} is not of the form ROLE=BACKEND.", param_hint="--quantize")
+        given = parse_assignments([each for each in arguments.split(",") if each], "--quantize")
+        found[role] = {"quant_method": backend, **given}
+    return found or None
 
 
 def check_writable(path: Path) -> None:

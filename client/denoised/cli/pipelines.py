@@ -23,6 +23,7 @@ from .options import (
     Overrides,
     Pinned,
     PipelineId,
+    Quantizations,
     Shared,
     Target,
     Token,
@@ -30,6 +31,7 @@ from .options import (
     connect,
     parse_assignments,
     parse_components,
+    parse_quantizations,
     parse_ttl,
 )
 
@@ -68,6 +70,7 @@ def load(
     ] = None,
     override: Overrides = None,
     component: Components = None,
+    quantize: Quantizations = None,
     hub_token: HubToken = None,
     local_files_only: LocalFilesOnly = False,
     force_download: ForceDownload = False,
@@ -100,6 +103,7 @@ def load(
             single_file=single_file,
             config=config,
             overrides=overrides,
+            quantization_config=parse_quantizations(quantize),
             hub_token=hub_token or "",
             local_files_only=local_files_only,
             force_download=force_download,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +72,22 @@ class Downloads:
                     token=self._access.token or None,
                     local_files_only=local_files_only,
                     force_download=self._access.force_download,
+                    # With the README then, which names what is connected.
+                    load_connected_pipeline=True,
                     **dict.fromkeys(spec.overrides),
                 )
             )
 
         return self._run(repo_id, revision, download, is_whole)
+
+    def connected(self, spec: Spec) -> None:
+        """Brings a pipeline that another one's README names. It names no commit: what the cache has will do."""
+        local = Downloads(replace(self._access, local_files_only=True), self._progress, self._check_cancelled)
+        if not self._access.force_download:
+            with contextlib.suppress(RepoNotFoundError, NotAPipelineError):
+                local.pipeline(spec)
+                return
+        self.pipeline(spec)
 
     def single_file(self, spec: Spec) -> str:
         """Brings a file with all weights into the cache, with what describes it if nothing else does; its commit."""

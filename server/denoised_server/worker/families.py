@@ -72,6 +72,13 @@ def auto_class(task: str) -> Any:
     return AUTO_CLASSES[task]
 
 
+def loads_connected(class_name: str, task: str) -> bool:
+    """Whether a checkpoint of this class is loaded with further ones, which its README names."""
+    own = getattr(diffusers, class_name, None)
+    found = auto_pipeline._get_task_class(MAPPINGS[task], class_name, throw_error_if_not_exist=False) if task else own
+    return bool(getattr(found, "_load_connected_pipes", False))
+
+
 def task_of(pipeline: DiffusionPipeline) -> str:
     """Empty for a class that no task of ours covers."""
     return next((task for task, mapping in MAPPINGS.items() if type(pipeline) in mapping.values()), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.constants import HF_HUB_CACHE
 from yaml import YAMLError
 
+from . import families
 from .downloads import Downloads
 from .source_rules import SourceRules
 
@@ -55,12 +57,31 @@ class Sources:
             wanted = replace(spec, use_safetensors=self.rules.use_safetensors(spec.use_safetensors))
             download = downloads.single_file if spec.single_file else downloads.pipeline
             spec = replace(spec, revision=download(wanted))
+        if not spec.single_file:
+            self._fetch_connected(spec, downloads)
         if (config := spec.config_source) is not None and self._is_remote(config):
             spec = replace(spec, config_source=replace(config, revision=downloads.configuration(config)))
         spec = replace(spec, overrides=self._fetch_overrides(spec.overrides, downloads))
         return replace(
             recipe, spec=spec, derivations=tuple(self.fetch_derivation(step, downloads) for step in recipe.derivations)
         )
+
+    def _fetch_connected(self, spec: Spec, downloads: Downloads) -> None:
+        """What a checkpoint's README names on the Hub, if the pipeline is one that is made of it."""
+        folder = self._find(spec.repo_id, spec.revision).folder / spec.subfolder
+        try:
+            class_name = str(json.loads((folder / "model_index.json").read_text())["_class_name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            # Loading says what is wrong.
+            return
+        if not families.loads_connected(class_name, spec.task):
+            return
+        use_safetensors = self.rules.use_safetensors(spec.use_safetensors)
+        for name in _connected(folder):
+            if not Path(name).exists():
+                _check_repo_id(name)
+                self.rules.check_repo(name, "")
+                downloads.connected(Spec(name, variant=spec.variant, use_safetensors=use_safetensors))
 
     def fetch_derivation(self, derivation: Derivation, downloads: Downloads) -> Derivation:
         return replace(derivation, overrides=self._fetch_overrides(derivation.overrides, downloads))
@@ -206,19 +227,22 @@ class Sources:
 
     def check_connected(self, folder: Path) -> None:
         """A checkpoint's README may name further ones, which diffusers then loads: they are held to the same rules."""
-        readme = folder / "README.md"
-        if not readme.is_file():
-            return
-        try:
-            data = ModelCard.load(readme).data
-        except (OSError, ValueError, YAMLError):
-            return
-        for key in CONNECTED_PIPES_KEYS:
-            for name in getattr(data, key, None) or []:
-                if Path(str(name)).exists():
-                    self.rules.check_named(Path(str(name)).resolve(), str(name))
-                else:
-                    self.rules.check_repo(str(name), "")
+        for name in _connected(folder):
+            if Path(name).exists():
+                self.rules.check_named(Path(name).resolve(), name)
+            else:
+                self.rules.check_repo(name, "")
+
+
+def _connected(folder: Path) -> list[str]:
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return []
+    try:
+        data = ModelCard.load(readme).data
+    except (OSError, ValueError, YAMLError):
+        return []
+    return [str(name) for key in CONNECTED_PIPES_KEYS for name in getattr(data, key, None) or []]
 
 
 def _check_repo_id(repo_id: str) -> None:
