@@ -31,6 +31,7 @@ from .conversation import Conversation
 from .errors import DenoisedError
 from .generation_stream import GenerationStream
 from .job import Job
+from .load_stream import LoadStream
 from .manifest import Manifest
 from .patience import ANSWER_SECONDS
 from .pipeline import Pipeline
@@ -578,11 +579,8 @@ class Client:
         timeout: float | None,
         on_progress: Callable[[pipeline_service_pb2.LoadProgress], object] | None = None,
     ) -> Pipeline:
-        stream: Stream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
-            lambda stubs: stubs.pipelines.LoadPipeline, request, self._limit(timeout)
-        )
         info: pipeline_service_pb2.Pipeline | None = None
-        with contextlib.closing(iter(stream)) as events:
+        with contextlib.closing(iter(LoadStream(self._stream, request, self._limit(timeout)))) as events:
             for event in events:
                 if event.HasField("pipeline"):
                     info = event.pipeline

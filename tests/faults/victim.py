@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,10 +33,13 @@ def free_port() -> int:
 
 
 class Victim:
-    """`worker` names the class that its workers run; settings are those of the daemon."""
+    """`worker` names the class that its workers run; settings are the daemon's, `variables` its environment's."""
 
-    def __init__(self, state_dir: Path, *, worker: str = TOY, **settings: object) -> None:
+    def __init__(
+        self, state_dir: Path, *, worker: str = TOY, variables: Mapping[str, str] | None = None, **settings: object
+    ) -> None:
         self.state_dir = state_dir
+        self._variables = dict(variables or {})
         self.target = f"127.0.0.1:{free_port()}"
         self.metrics = f"127.0.0.1:{free_port()}"
         given = {"device": "cpu", "threads": 1, "address": self.target, "metrics_address": self.metrics}
@@ -56,7 +60,7 @@ class Victim:
         """Starts it and returns at once."""
         variables = {name: value for name, value in os.environ.items() if not name.startswith("DENOISED_")}
         self.process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables | self._variables
         )
         assert self.process.stderr
         # Read, so that the daemon never has to wait for us.

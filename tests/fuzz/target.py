@@ -62,7 +62,8 @@ class Target:
         self._fuzz_client = self.daemon.client(token="fuzz")
         self._witness = self._witness_client.load(checkpoint, task="text-to-image", pipeline_id="witness")
         self.outcomes = Counter[str]()
-        self.slowest = 0.0
+        # Seconds, and how the call ended.
+        self.slowest = (0.0, "")
         self._good = self._picture()
         self._bring_victim_back()
         self._process_bytes = self._memory()
@@ -94,8 +95,9 @@ class Target:
             else:
                 self._let_go(call(given, timeout=PATIENCE, metadata=metadata))
         except grpc.RpcError as error:
-            self.slowest = max(self.slowest, time.monotonic() - began)
-            self.outcomes[f"{path.rpartition('/')[2]} {_refusal(error)}"] += 1
+            outcome = f"{path.rpartition('/')[2]} {_refusal(error)}"
+            self.slowest = max(self.slowest, (time.monotonic() - began, outcome))
+            self.outcomes[outcome] += 1
         else:
             self.outcomes[f"{path.rpartition('/')[2]} ok"] += 1
 

@@ -142,8 +142,9 @@ def test_and_nothing_is_left_of_it(target: Target) -> None:
     total = sum(target.outcomes.values())
     assert total >= CASES * len(METHODS) * 0.9
     lines = [f"{count:7,} {outcome}" for outcome, count in sorted(target.outcomes.items())]
+    seconds, outcome = target.slowest
     grown = f"{target.grown_bytes / 2**20:.0f} MiB more memory"
-    report = "\n".join([*lines, f"{total:7,} in all; slowest refusal {target.slowest:.2f} s; {grown}", ""])
+    report = "\n".join([*lines, f"{total:7,} in all; slowest refusal {seconds:.2f} s ({outcome}); {grown}", ""])
     if IS_LONG:
         REPORT.parent.mkdir(exist_ok=True)
         REPORT.write_text(report)

@@ -35,6 +35,7 @@ from ..v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb
 from .conversation import AsyncConversation
 from .generation_stream import AsyncGenerationStream
 from .job import AsyncJob
+from .load_stream import AsyncLoadStream
 from .pipeline import AsyncPipeline
 from .stream import AsyncStream
 
@@ -580,11 +581,8 @@ class AsyncClient:
         timeout: float | None,
         on_progress: Callable[[pipeline_service_pb2.LoadProgress], object] | None = None,
     ) -> AsyncPipeline:
-        stream: AsyncStream[pipeline_service_pb2.LoadPipelineResponse] = self._stream(
-            lambda stubs: stubs.pipelines.LoadPipeline, request, self._limit(timeout)
-        )
         info: pipeline_service_pb2.Pipeline | None = None
-        async with contextlib.aclosing(aiter(stream)) as events:
+        async with contextlib.aclosing(aiter(AsyncLoadStream(self._stream, request, self._limit(timeout)))) as events:
             async for event in events:
                 if event.HasField("pipeline"):
                     info = event.pipeline
