@@ -101,12 +101,18 @@ class _Outbox:
         self._lock = threading.Lock()
 
     def send(self, number: int, *events: Event | End | Ready) -> None:
-        head, data = pack((number, *map(_presentable, events)))
+        try:
+            pieces = pack((number, *map(_presentable, events)))
+        except TypeError as error:
+            logger.error("an event could not be sent: %s", error)
+            pieces = pack((number, Failed(_bug())))
         try:
             with self._lock:
-                sent = self._front_end.sendmsg([head, data])
-                if sent < len(head) + len(data):
-                    self._front_end.sendall(data[sent - len(head) :])
+                sent = self._front_end.sendmsg(pieces)
+                for piece in pieces:
+                    if sent < len(piece):
+                        self._front_end.sendall(memoryview(piece)[sent:])
+                    sent = max(0, sent - len(piece))
         except OSError:
             # The front-end is gone; the main thread sees it too and ends the process.
             logger.debug("an event found no reader")
@@ -117,4 +123,8 @@ def _presentable(event: Event | End | Ready) -> Event | End | Ready:
         return event
     # Anything may be in a foreign exception: classes the front-end cannot import, tensors, whole frames.
     logger.error("a command failed", exc_info=event.error)
-    return Failed(InternalError("The worker failed in a way it should not.", hint="The daemon's log has the rest."))
+    return Failed(_bug())
+
+
+def _bug() -> InternalError:
+    return InternalError("The worker failed in a way it should not.", hint="The daemon's log has the rest.")

@@ -1,4 +1,4 @@
-"""Messages between the front-end and a worker: the length of each, then its pickle."""
+"""Messages between the front-end and a worker: how many pieces each has, how long they are, and the pieces."""
 
 from __future__ import annotations
 
@@ -6,29 +6,43 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from multiprocessing.reduction import ForkingPickler
-from pickle import loads
 from typing import Any
 
+from .plain import dumps, loads
+
+# The number of pieces, and the bytes of all that follows; then the length of each piece.
+_HEAD = struct.Struct("!IQ")
 _LENGTH = struct.Struct("!Q")
 # Room for what usually comes at once.
 _ROOM = 64 * 1024
 
 
-def pack(message: object) -> tuple[bytes, memoryview]:
-    """A message as what precedes it, and itself."""
-    data = ForkingPickler.dumps(message)
-    return _LENGTH.pack(len(data)), data
+def pack(message: object) -> list[bytes]:
+    """A message as pieces to send one after the other. Raises TypeError for what is not plain."""
+    pieces = dumps(message)
+    lengths = b"".join(_LENGTH.pack(len(piece)) for piece in pieces)
+    total = len(lengths) + sum(map(len, pieces))
+    return [_HEAD.pack(len(pieces), total) + lengths, *pieces]
+
+
+def unpack(count: int, view: memoryview) -> Any:
+    """The message in what follows a head."""
+    pieces, start = [], count * _LENGTH.size
+    for number in range(count):
+        (length,) = _LENGTH.unpack_from(view, number * _LENGTH.size)
+        pieces.append(view[start : start + length])
+        start += length
+    return loads(pieces[0], pieces[1:])
 
 
 def receive(sock: socket.socket) -> Iterator[Any]:
     """Messages as they come, on a thread that has nothing else to do, until the other side ends."""
     with sock.makefile("rb", _ROOM) as stream:
-        while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
-            (length,) = _LENGTH.unpack(head)
+        while len(head := stream.read(_HEAD.size)) == _HEAD.size:
+            count, length = _HEAD.unpack(head)
             if len(data := stream.read(length)) < length:
                 return
-            yield loads(data)
+            yield unpack(count, memoryview(data))
 
 
 class Frames(asyncio.BufferedProtocol):
@@ -46,15 +60,15 @@ class Frames(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
-        low, needed = 0, _LENGTH.size
+        low, needed = 0, _HEAD.size
         view = memoryview(self._buffer)[: self._filled]
-        while self._filled - low >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(view, low)
-            needed = _LENGTH.size + length
+        while self._filled - low >= _HEAD.size:
+            count, length = _HEAD.unpack_from(view, low)
+            needed = _HEAD.size + length
             if self._filled - low < needed:
                 break
-            self._deliver(loads(view[low + _LENGTH.size : low + needed]))
-            low, needed = low + needed, _LENGTH.size
+            self._deliver(unpack(count, view[low + _HEAD.size : low + needed]))
+            low, needed = low + needed, _HEAD.size
         if low or needed > len(self._buffer):
             rest = view[low:]
             self._buffer, self._filled = bytearray(max(needed, _ROOM)), len(rest)
