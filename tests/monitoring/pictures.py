@@ -34,7 +34,7 @@ from tests.monitoring.prometheus import MONITORING, Prometheus
 from tests.tools import ROOT
 
 DOCS = ROOT / "docs"
-SETTINGS = 'max_running = 4\nmax_waiting = 4\nmemory_budget = "64MiB"\n'
+SETTINGS = 'max_running = 4\nmax_waiting = 4\nmemory_budget = "34MiB"\n'
 STEP = 2.0
 VARIABLES = {"$job": ".*", "$instance": ".*", "$__rate_interval": "12s", "$__range": "3m"}
 # Seconds of each part, and how many clients there are in it.
