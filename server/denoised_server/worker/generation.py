@@ -371,9 +371,7 @@ def _view(pipeline: DiffusionPipeline, steps: Steps, schedulers: dict[int, Any])
             own[name] = _view(value, steps, schedulers)
         elif hasattr(value, "set_timesteps") and hasattr(value, "step"):
             if id(value) not in schedulers:
-                # Its configuration is never changed in place.
-                memo = {id(config): config} if (config := getattr(value, "_internal_dict", None)) is not None else {}
-                schedulers[id(value)] = copy.deepcopy(value, memo)
+                schedulers[id(value)] = noise_schedulers.copied(value)
                 steps.watch(schedulers[id(value)])
             own[name] = schedulers[id(value)]
     # Not by setattr, which would rewrite the configuration that the view shares.

@@ -7,8 +7,8 @@ themselves, as oneDNN does for its scratch pads, is not in it.
 
 from __future__ import annotations
 
+import os
 import resource
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from torch._C import _autograd
 from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
 
-_STATM = Path("/proc/self/statm")
+# Open from the beginning: it is looked at before each call.
+_STATM = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def can_measure(device: torch.device) -> bool:
@@ -31,7 +32,7 @@ def taken_bytes(device: torch.device) -> int:
     """What is taken at this moment: by tensors on a GPU, by all that only this process has on the CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return int(_STATM.read_text().split()[5]) * resource.getpagesize()
+    return int(os.pread(_STATM, 256, 0).split()[5]) * resource.getpagesize()
 
 
 class Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import inspect
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import diffusers
+import torch
 from denoised import media
 from denoised.allowance import NUMBERS_ONLY
 from denoised.errors import DenoisedError, InvalidNoiseSchedulerError
@@ -20,6 +22,17 @@ from .quotation import quote
 
 # Schedulers make tables of this many numbers, before anybody asks what they are good for.
 MAX_TRAIN_TIMESTEPS = 100_000
+
+
+def copied(scheduler: Any) -> Any:
+    """Another one in the same state, for one request to step."""
+    state = vars(scheduler)
+    # Said beforehand, because copy.deepcopy takes several times as long for them.
+    known: dict[int, Any] = {id(value): value.clone() for value in state.values() if isinstance(value, torch.Tensor)}
+    if (config := state.get("_internal_dict")) is not None:
+        # Never changed in place.
+        known[id(config)] = config
+    return copy.deepcopy(scheduler, known)
 
 
 def make(wanted: NoiseScheduler, present: Any) -> Any:
