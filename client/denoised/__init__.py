@@ -41,6 +41,7 @@ from .generation_stream import GenerationStream
 from .job import Job
 from .manifest import Manifest
 from .pipeline import Pipeline
+from .plan import Plan, PlannedComponent, PlannedEviction
 from .result import PipelineOutput, Timings
 from .stream import Stream
 from .version import __version__
@@ -71,6 +72,9 @@ __all__ = [
     "Pipeline",
     "PipelineNotFoundError",
     "PipelineOutput",
+    "Plan",
+    "PlannedComponent",
+    "PlannedEviction",
     "ResourceError",
     "Stream",
     "TaskNotSupportedError",

@@ -41,6 +41,7 @@ IDEMPOTENT = {
     "denoised.v1.PipelineService": (
         "GetPipeline",
         "ListPipelines",
+        "PlanPipeline",
         "RenewPipeline",
         "UnloadPipeline",
         "UpdatePipeline",

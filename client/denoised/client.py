@@ -35,6 +35,7 @@ from .load_stream import LoadStream
 from .manifest import Manifest
 from .patience import ANSWER_SECONDS
 from .pipeline import Pipeline
+from .plan import Plan
 from .stream import Stream
 from .units import Ttl, to_duration
 from .v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
@@ -213,6 +214,68 @@ class Client:
             force_download=force_download,
         )
         return self._load(request, timeout, on_progress)
+
+    def plan(
+        self,
+        repo_id: str | os.PathLike[str],
+        *,
+        task: str = "",
+        dtype: Any = None,
+        revision: str = "",
+        variant: str = "",
+        use_safetensors: bool | None = None,
+        subfolder: str = "",
+        quantization_config: Any = None,
+        single_file: str = "",
+        config: str | os.PathLike[str] | component.Component | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        hub_token: str = "",
+        local_files_only: bool = False,
+        timeout: float | None = None,
+    ) -> Plan:
+        """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
+
+        Args:
+            repo_id: As for `load`.
+            task: As for `load`.
+            dtype: As for `load`.
+            revision: As for `load`.
+            variant: As for `load`.
+            use_safetensors: As for `load`.
+            subfolder: As for `load`.
+            quantization_config: As for `load`.
+            single_file: As for `load`.
+            config: As for `load`.
+            overrides: As for `load`.
+            hub_token: As for `load`.
+            local_files_only: As for `load`.
+            timeout: Seconds it may take.
+
+        Raises:
+            LoadError: The source does not exist, may not be read, or is not whole.
+            TaskNotSupportedError: The checkpoint's family has no class for the task.
+        """
+        request = pipeline_service_pb2.PlanPipelineRequest(
+            spec=pipeline_service_pb2.PipelineSpec(
+                repo_id=spec.source(repo_id),
+                revision=revision,
+                variant=variant,
+                task=spec.task_number(task),
+                use_safetensors=use_safetensors,
+                subfolder=subfolder,
+                overrides=component.overrides(overrides or {}),
+                quantization_config=quantization.fields(quantization_config),
+                single_file=single_file,
+                config_source=None if config is None else component.config_source(config),
+                **spec.dtype_fields(dtype),
+            ),
+            hub_token=hub_token,
+            local_files_only=local_files_only,
+        )
+        response: pipeline_service_pb2.PlanPipelineResponse = self._call(
+            lambda stubs: stubs.pipelines.PlanPipeline, request, timeout
+        )
+        return Plan.of(response)
 
     def derive(
         self,
@@ -549,6 +612,15 @@ class Client:
             lambda stubs: stubs.workers.ResumeWorker, worker_service_pb2.ResumeWorkerRequest(name=name)
         )
         return response.worker
+
+    def watch_workers(self, interval: Ttl = 1.0) -> Stream[worker_service_pb2.WatchWorkersResponse]:
+        """The workers, and then each as it changes.
+
+        Args:
+            interval: Shortest time between two messages about the same worker: seconds, a timedelta or text.
+        """
+        request = worker_service_pb2.WatchWorkersRequest(interval=to_duration(interval, "interval"))
+        return self._stream(lambda stubs: stubs.workers.WatchWorkers, request, None)
 
     def server_info(self) -> worker_service_pb2.GetServerInfoResponse:
         """What the daemon is and what it accepts."""

@@ -65,10 +65,16 @@ class Memory:
     Attributes:
         exclusive_bytes: What goes away with this pipeline.
         shared_bytes: What other pipelines use as well.
+        device_bytes: What is on the device now.
+        host_bytes: What is in the host's memory now, and comes back from there.
+        disk_bytes: What is only on disk now, and is read again at its next use.
     """
 
     exclusive_bytes: int
     shared_bytes: int
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
 
 
 def describe_components(
@@ -92,7 +98,7 @@ def describe_components(
 
 
 def describe_memory(info: pb.Pipeline) -> Memory:
-    return Memory(info.exclusive_bytes, info.shared_bytes)
+    return Memory(info.exclusive_bytes, info.shared_bytes, info.device_bytes, info.host_bytes, info.disk_bytes)
 
 
 @functools.cache

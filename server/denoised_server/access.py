@@ -17,6 +17,7 @@ COMMON_NAME = "x509_common_name"
 # Every method there is: one that is missing may only be called by an admin.
 SCOPES: Mapping[str, Scope] = {
     "/denoised.v1.PipelineService/LoadPipeline": Scope.LOAD,
+    "/denoised.v1.PipelineService/PlanPipeline": Scope.LOAD,
     "/denoised.v1.PipelineService/DerivePipeline": Scope.LOAD,
     "/denoised.v1.PipelineService/UpdatePipeline": Scope.LOAD,
     "/denoised.v1.PipelineService/RenewPipeline": Scope.LOAD,
@@ -32,6 +33,7 @@ SCOPES: Mapping[str, Scope] = {
     "/denoised.v1.GenerationService/GetGeneration": Scope.READ,
     "/denoised.v1.GenerationService/ListGenerations": Scope.READ,
     "/denoised.v1.WorkerService/ListWorkers": Scope.READ,
+    "/denoised.v1.WorkerService/WatchWorkers": Scope.READ,
     "/denoised.v1.WorkerService/GetServerInfo": Scope.READ,
     "/denoised.v1.WorkerService/DrainWorker": Scope.ADMIN,
     "/denoised.v1.WorkerService/ResumeWorker": Scope.ADMIN,

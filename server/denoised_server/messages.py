@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from denoised.values import Artifact, Plain
 
@@ -206,6 +207,14 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """Say what loading a recipe would take, and load nothing. Answered by Planned."""
+
+    recipe: Recipe
+    access: Access = Access()
+
+
+@dataclass(frozen=True, slots=True)
 class Derive:
     """Build a pipeline from the components of a live one; without a derivation, a twin of it. Answered by Loaded.
 
@@ -316,7 +325,7 @@ class Beat:
     interval: float
 
 
-Command = Load | Derive | Update | Generate | Reply | Hold | Unload | Watch | Beat
+Command = Load | Plan | Derive | Update | Generate | Reply | Hold | Unload | Watch | Beat
 
 
 # Events
@@ -545,6 +554,45 @@ class MethodStats:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedComponent:
+    """A component that a pipeline would have. `file_bytes` has the bytes in its files by safetensors' element types."""
+
+    role: str
+    class_name: str
+    digest: str
+    weight_bytes: int
+    dtype: str
+    file_bytes: Mapping[str, int]
+    is_held: bool
+
+
+class Outcome(StrEnum):
+    """Whether there is room for what is planned; mirrors `denoised.v1.PlanPipelineResponse.Outcome`."""
+
+    FITS = "fits"
+    EVICTS = "evicts"
+    TAKES_TURNS = "takes turns"
+    NO_ROOM = "no room"
+    NEVER_FITS = "never fits"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What loading a recipe would take; sizes in bytes. `evicted` would leave the device to make room."""
+
+    outcome: Outcome
+    components: tuple[PlannedComponent, ...]
+    new_bytes: int
+    shared_bytes: int
+    free_bytes: int
+    evictable_bytes: int
+    budget_bytes: int
+    evicted: tuple[HeldComponent, ...]
+    download_bytes: int
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryStats:
     """What a device's memory is used for beside weights, in bytes, and what became of it since its worker started.
 
@@ -610,6 +658,7 @@ class Heartbeat:
 
 
 Event = LoadProgress | Loaded | Progress | PhaseBegan | StepEnd | Output | Finished | Unloaded | Snapshot | Heartbeat
+Event = LoadProgress | Loaded | Planned | Progress | StepEnd | Output | Finished | Unloaded | Snapshot | Heartbeat
 
 
 # Ends

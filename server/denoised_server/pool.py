@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 
@@ -44,6 +44,8 @@ from .messages import (
     Hold,
     Loaded,
     LoadProgress,
+    Plan,
+    Planned,
     Recipe,
     Reply,
     Spec,
@@ -59,7 +61,7 @@ from .retention import Retention
 from .supervision import Supervisor, WorkerRecord, WorkerState
 from .updates import Change as SettingsChange
 from .updates import Updates
-from .views import Census, PipelineView, WorkerView, owned_bytes
+from .views import Census, PipelineView, PlanView, WorkerView, owned_bytes
 from .watchers import Change, Watchers
 
 logger = logging.getLogger(__name__)
@@ -272,6 +274,15 @@ class Pool:
             await self._keep(handle)
         yield self.get(handle.name)
 
+    async def plan(self, spec: Spec, access: Access = ACCESS) -> PlanView:
+        """What loading it now would take. Nothing is loaded, and nothing promised."""
+        self._check_open()
+        recipe = Recipe(references.resolve(spec, self._reference, "spec"))
+        worker = await self._place(recipe)
+        planned = await answer(self._executor, worker, Plan(recipe, access), Planned)
+        seen = frozenset(handle.name for handle in self._handles if handle.is_seen_by(callers.current()))
+        return PlanView(worker, planned, seen)
+
     async def derive(self, source: str, derivation: Derivation, lease: Lease, access: Access = ACCESS) -> PipelineView:
         derivation = references.resolve(derivation, self._reference, "derivation")
         while True:
@@ -435,6 +446,23 @@ class Pool:
         if name not in self._supervisor.workers:
             raise WorkerNotFoundError(f"There is no worker {name[:80]!r}.", hint="ListWorkers names those there are.")
         return self._supervisor.workers[name]
+
+    async def watch_workers(self, interval: float) -> AsyncGenerator[WorkerView, None]:
+        """Yields each worker, and then each that has changed, no oftener than every so many seconds."""
+        self._check_open()
+        told = dict[str, WorkerView]()
+        while True:
+            for record in list(self._supervisor.workers.values()):
+                if told.get(record.name) != (view := self._view_worker(record)):
+                    told[record.name] = view
+                    yield view
+            await asyncio.sleep(interval)
+            await self._changes.until(lambda: self._is_draining or self._has_changed(told))
+            if self._is_draining:
+                raise _shutting_down()
+
+    def _has_changed(self, told: Mapping[str, WorkerView]) -> bool:
+        return any(told.get(record.name) != self._view_worker(record) for record in self._supervisor.workers.values())
 
     def _view_worker(self, record: WorkerRecord) -> WorkerView:
         gate = self._generations.gate(record.name)

@@ -7,7 +7,13 @@ from dataclasses import fields, replace
 
 from denoised.errors import InvalidFieldError
 from denoised.units import from_duration
-from denoised.v1 import adapter_pb2, artifact_pb2, generation_service_pb2, pipeline_service_pb2
+from denoised.v1 import (
+    adapter_pb2,
+    artifact_pb2,
+    generation_service_pb2,
+    pipeline_service_pb2,
+    worker_service_pb2,
+)
 from denoised.values import Artifact, Plain, artifact_from_proto, from_proto
 
 from . import adapter_calls, overrides, quantization
@@ -34,6 +40,7 @@ from .updates import Change
 MAX_DEPTH = 8
 MAX_ITEMS = 10_000
 MAX_ADAPTERS = 32
+WATCH_SECONDS = 1.0
 TASKS: Mapping[int, str] = {
     pipeline_service_pb2.TASK_UNSPECIFIED: "",
     pipeline_service_pb2.TASK_TEXT_TO_IMAGE: "text-to-image",
@@ -74,7 +81,7 @@ def ttl(
     return from_duration(request.ttl) if request.HasField("ttl") else None
 
 
-def spec(request: pipeline_service_pb2.LoadPipelineRequest) -> Spec:
+def spec(request: pipeline_service_pb2.LoadPipelineRequest | pipeline_service_pb2.PlanPipelineRequest) -> Spec:
     message = request.spec
     return Spec(
         repo_id=_repo_id(message.repo_id, "spec.repo_id"),
@@ -142,10 +149,27 @@ def _config_source(message: pipeline_service_pb2.PipelineSpec) -> ComponentSourc
 def access(
     request: pipeline_service_pb2.LoadPipelineRequest | pipeline_service_pb2.DerivePipelineRequest,
 ) -> Access:
-    token = overrides.text(request.hub_token, "hub_token")
+    return Access(_hub_token(request.hub_token), request.local_files_only, request.force_download)
+
+
+def plan_access(request: pipeline_service_pb2.PlanPipelineRequest) -> Access:
+    return Access(_hub_token(request.hub_token), request.local_files_only)
+
+
+def _hub_token(text: str) -> str:
+    token = overrides.text(text, "hub_token")
     if not token.isascii() or not token.isprintable():
         raise InvalidFieldError.of("hub_token", "it is no token.", hint="Tokens of the Hub begin with hf_.")
-    return Access(token, request.local_files_only, request.force_download)
+    return token
+
+
+def watch_interval(request: worker_service_pb2.WatchWorkersRequest) -> float:
+    if not request.HasField("interval"):
+        return WATCH_SECONDS
+    interval = from_duration(request.interval)
+    if not 0.1 <= interval <= 3600:
+        raise InvalidFieldError.of("interval", f"{interval:g} s is out of range.", hint="Ask for 0.1 s to one hour.")
+    return interval
 
 
 def derivation(request: pipeline_service_pb2.DerivePipelineRequest) -> Derivation:

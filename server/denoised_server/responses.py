@@ -28,6 +28,7 @@ from .messages import (
     LoadedAdapter,
     LoadProgress,
     NoiseScheduler,
+    Outcome,
     Output,
     Parameter,
     PhaseBegan,
@@ -40,7 +41,7 @@ from .messages import (
 from .probes import Health
 from .requests import TASKS
 from .supervision import WorkerState
-from .views import ComponentView, PipelineView, WorkerView
+from .views import ComponentView, PipelineView, PlanView, WorkerView
 from .watchers import Change, ChangeKind
 
 TASK_NUMBERS = {name: pipeline_service_pb2.Task.ValueType(number) for number, name in TASKS.items()}
@@ -53,6 +54,13 @@ STATES = {
     State.LOADING: pipeline_service_pb2.Pipeline.STATE_LOADING,
     State.ACTIVE: pipeline_service_pb2.Pipeline.STATE_ACTIVE,
     State.UNLOADING: pipeline_service_pb2.Pipeline.STATE_UNLOADING,
+}
+OUTCOMES = {
+    Outcome.FITS: pipeline_service_pb2.PlanPipelineResponse.OUTCOME_FITS,
+    Outcome.EVICTS: pipeline_service_pb2.PlanPipelineResponse.OUTCOME_EVICTS,
+    Outcome.TAKES_TURNS: pipeline_service_pb2.PlanPipelineResponse.OUTCOME_TAKES_TURNS,
+    Outcome.NO_ROOM: pipeline_service_pb2.PlanPipelineResponse.OUTCOME_NO_ROOM,
+    Outcome.NEVER_FITS: pipeline_service_pb2.PlanPipelineResponse.OUTCOME_NEVER_FITS,
 }
 CHANGES = {
     ChangeKind.ADDED: pipeline_service_pb2.WatchPipelinesResponse.CHANGE_ADDED,
@@ -95,6 +103,9 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         exclusive_bytes=view.exclusive_bytes,
         shared_bytes=view.shared_bytes,
         residency=RESIDENCIES[view.residency],
+        device_bytes=view.bytes_by_tier["device"],
+        host_bytes=view.bytes_by_tier["host"],
+        disk_bytes=view.bytes_by_tier["disk"],
         generation_count=view.generation_count,
         create_time=timestamp(view.create_time),
         last_use_time=timestamp(view.last_use_time),
@@ -109,6 +120,42 @@ def pipeline(view: PipelineView) -> pipeline_service_pb2.Pipeline:
         callback_tensor_inputs=loaded.callback_tensor_inputs if loaded else (),
         pinned=view.pinned,
         keep_alive=None if view.keep_alive is None else _duration(view.keep_alive),
+    )
+
+
+def plan(view: PlanView) -> pipeline_service_pb2.PlanPipelineResponse:
+    planned = view.planned
+    return pipeline_service_pb2.PlanPipelineResponse(
+        outcome=OUTCOMES[planned.outcome],
+        worker=view.worker,
+        components=[
+            pipeline_service_pb2.PlannedComponent(
+                role=part.role,
+                class_name=part.class_name,
+                digest=part.digest,
+                weight_bytes=part.weight_bytes,
+                dtype=DTYPES.get(part.dtype, artifact_pb2.DATA_TYPE_UNSPECIFIED),
+                file_bytes=part.file_bytes,
+                held=part.is_held,
+            )
+            for part in planned.components
+        ],
+        new_bytes=planned.new_bytes,
+        shared_bytes=planned.shared_bytes,
+        free_bytes=planned.free_bytes,
+        evictable_bytes=planned.evictable_bytes,
+        budget_bytes=planned.budget_bytes,
+        evictions=[
+            pipeline_service_pb2.PlannedEviction(
+                digest=held.digest,
+                class_name=held.class_name,
+                freed_bytes=held.weight_bytes,
+                pipelines=[name for name in held.pipelines if name in view.seen],
+            )
+            for held in planned.evicted
+        ],
+        download_bytes=planned.download_bytes,
+        expected_load_duration=_duration(planned.load_seconds),
     )
 
 

@@ -51,6 +51,11 @@ class PipelineService(PipelineServiceServicer):
             async for event in events:
                 yield responses.load_response(event)
 
+    async def PlanPipeline(
+        self, request: pipeline_pb.PlanPipelineRequest, context: Any
+    ) -> pipeline_pb.PlanPipelineResponse:
+        return responses.plan(await self._pool.plan(requests.spec(request), requests.plan_access(request)))
+
     async def DerivePipeline(
         self, request: pipeline_pb.DerivePipelineRequest, context: Any
     ) -> pipeline_pb.DerivePipelineResponse:
@@ -184,6 +189,13 @@ class WorkerService(WorkerServiceServicer):
         self, request: worker_pb.ResumeWorkerRequest, context: Any
     ) -> worker_pb.ResumeWorkerResponse:
         return worker_pb.ResumeWorkerResponse(worker=responses.worker(self._pool.resume_worker(request.name)))
+
+    async def WatchWorkers(
+        self, request: worker_pb.WatchWorkersRequest, context: Any
+    ) -> AsyncIterator[worker_pb.WatchWorkersResponse]:
+        async with aclosing(self._pool.watch_workers(requests.watch_interval(request))) as views:
+            async for view in views:
+                yield worker_pb.WatchWorkersResponse(worker=responses.worker(view))
 
     async def GetServerInfo(
         self, request: worker_pb.GetServerInfoRequest, context: Any

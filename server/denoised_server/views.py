@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .handles import Handle, State
-from .messages import Component, Loaded, Ready, Recipe, Snapshot
+from .messages import Component, Loaded, Planned, Ready, Recipe, Snapshot
 from .supervision import WorkerState
 
 # From the closest to the computation to the farthest from it.
@@ -37,6 +37,7 @@ class PipelineView:
     components: tuple[ComponentView, ...]
     exclusive_bytes: int
     shared_bytes: int
+    bytes_by_tier: Mapping[str, int]
     residency: str
     generation_count: int
     create_time: float
@@ -65,6 +66,15 @@ class WorkerView:
     def shared_saved_bytes(self) -> int:
         held = self.snapshot.components if self.snapshot else ()
         return sum(part.weight_bytes * (len(part.pipelines) - 1) for part in held if part.pipelines)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanView:
+    """What loading a pipeline would take, on which worker, and the names of the pipelines that its caller sees."""
+
+    worker: str
+    planned: Planned
+    seen: frozenset[str]
 
 
 class Census(Mapping[str, PipelineView]):
@@ -119,12 +129,16 @@ def _view(
 ) -> PipelineView:
     components = []
     exclusive, shared = dict[str, int](), dict[str, int]()
+    by_tier = {tier: dict[str, int]() for tier in TIERS}
     for component in handle.loaded.components if handle.loaded else ():
         key = handle.worker, component.digest
         count = users.get(key, 0)
         # A worker that has just loaded it has not reported it yet.
         residency = tiers.get(key, "device") if handle.worker else "disk"
         components.append(ComponentView(component, count, residency))
+        if component.digest:
+            # A component that fills two roles is there once.
+            by_tier[residency][component.digest] = component.weight_bytes
         if count:
             (shared if count > 1 else exclusive)[component.digest] = component.weight_bytes
     weighing = [view.residency for view in components if view.component.digest]
@@ -139,6 +153,7 @@ def _view(
         components=tuple(components),
         exclusive_bytes=sum(exclusive.values()),
         shared_bytes=sum(shared.values()),
+        bytes_by_tier={tier: sum(sizes.values()) for tier, sizes in by_tier.items()},
         residency=max(weighing, key=TIERS.index, default="device" if handle.worker else "disk"),
         generation_count=generation_count,
         create_time=handle.create_time,

@@ -41,7 +41,7 @@ class Awaited:
         value = getattr(self.inner, name)
         if name in PLAIN:
             return lambda *args, **kwargs: _wrap(value(*args, **kwargs))
-        if name in ("generate", "resume", "watch"):
+        if name in ("generate", "resume", "watch", "watch_workers"):
             return lambda *args, **kwargs: Awaited(value(*_unwrap(args), **kwargs))
         return _in_thread(value) if callable(value) else _wrap(value)
 

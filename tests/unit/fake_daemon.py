@@ -22,6 +22,7 @@ from denoised.v1 import (
     worker_service_pb2,
     worker_service_pb2_grpc,
 )
+from google.protobuf import duration_pb2
 from PIL import Image
 
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -139,6 +140,45 @@ class FakeDaemon(
                 pipeline=self._add(request, request.spec, request.spec.task or 1, request.spec.overrides)
             )
 
+    def PlanPipeline(self, request: Any, context: Any) -> Any:  # noqa: N802
+        with self._answering(request, context):
+            if request.spec.repo_id != "demo":
+                raise errors.RepoNotFoundError(f"There is no {request.spec.repo_id!r}.", hint="Try demo.")
+            pb = pipeline_service_pb2
+            is_large = request.spec.dtype == artifact_pb2.DATA_TYPE_FLOAT64
+            return pb.PlanPipelineResponse(
+                outcome=pb.PlanPipelineResponse.OUTCOME_NO_ROOM if is_large else pb.PlanPipelineResponse.OUTCOME_EVICTS,
+                worker="workers/0",
+                components=[
+                    pb.PlannedComponent(
+                        role=role,
+                        class_name=class_name,
+                        digest=f"sha256:{role}",
+                        weight_bytes=size,
+                        dtype=artifact_pb2.DATA_TYPE_FLOAT16,
+                        file_bytes={"F32": 2 * size},
+                        held=role == "text_encoder",
+                    )
+                    for role, class_name, size in COMPONENTS
+                    if size
+                ],
+                new_bytes=9000,
+                shared_bytes=1000,
+                free_bytes=4000,
+                evictable_bytes=6000,
+                budget_bytes=20_000,
+                evictions=[
+                    pb.PlannedEviction(
+                        digest="sha256:old",
+                        class_name="FluxTransformer2DModel",
+                        freed_bytes=6000,
+                        pipelines=["pipelines/a"],
+                    )
+                ],
+                download_bytes=18_000,
+                expected_load_duration=duration_pb2.Duration(seconds=2),
+            )
+
     def DerivePipeline(self, request: Any, context: Any) -> Any:  # noqa: N802
         with self._answering(request, context):
             source = self._find(request.source)
@@ -214,7 +254,9 @@ class FakeDaemon(
             task=task,  # type: ignore[arg-type]
             pipeline_class=CLASSES[task],  # type: ignore[index]
             state=pipeline_service_pb2.Pipeline.STATE_ACTIVE,
-            residency=pipeline_service_pb2.RESIDENCY_DEVICE,
+            residency=pipeline_service_pb2.RESIDENCY_HOST,
+            device_bytes=6000,
+            host_bytes=4000,
             worker="workers/0",
             parameters=[pipeline_service_pb2.Parameter(name=name) for name in (*PARAMETERS, *TYPED)],
             noise_scheduler=_scheduler(),
@@ -355,6 +397,8 @@ class FakeDaemon(
                 name="workers/0", state=worker_service_pb2.Worker.STATE_ACTIVE, device="cpu", pid=7, restart_count=1
             )
             worker.memory.weight_bytes, worker.memory.budget_bytes = 10_000, 20_000
+            worker.memory.total_bytes, worker.memory.working_set_bytes = 40_000, 10_000
+            worker.memory.cached_bytes, worker.memory.unaccounted_bytes = 4_000, 2_000
             worker.engine.call_count, worker.engine.joined_call_count = 4, 3
             stats = worker.engine.methods.add(method="UNet.forward", call_count=4, joined_call_count=3)
             stats.lone_call_counts["unmatched"] = 1
@@ -369,6 +413,12 @@ class FakeDaemon(
         with self._answering(request, context):
             worker = worker_service_pb2.Worker(name=request.name, state=worker_service_pb2.Worker.STATE_ACTIVE)
             return worker_service_pb2.ResumeWorkerResponse(worker=worker)
+
+    def WatchWorkers(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        with self._answering(request, context):
+            for running in range(2):
+                worker = worker_service_pb2.Worker(name="workers/0", running_count=running)
+                yield worker_service_pb2.WatchWorkersResponse(worker=worker)
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         with self._answering(request, context):

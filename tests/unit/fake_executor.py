@@ -31,8 +31,12 @@ from denoised_server.messages import (
     Loaded,
     LoadProgress,
     NoiseScheduler,
+    Outcome,
     Output,
     Parameter,
+    Plan,
+    Planned,
+    PlannedComponent,
     Progress,
     Ready,
     Reply,
@@ -186,6 +190,8 @@ class FakeExecutor:
                     self.kill(place.name)
                 self._hold_pipeline(place, command.pipeline, weights)
                 events.put(replace(_loaded(weights), settings=command.recipe.settings))
+            case Plan():
+                events.put(_planned(place, command.recipe.spec.repo_id))
             case Derive():
                 self._hold_pipeline(place, command.pipeline, self._weights(place, command.source))
                 events.put(replace(_loaded(place.pipelines[command.pipeline]), settings=command.settings))
@@ -260,6 +266,17 @@ class FakeExecutor:
 def _loaded(weights: str) -> Loaded:
     unet = Component("unet", "FakeUNet", f"sha-{weights}", WEIGHT_BYTES, "float32")
     return Loaded("text-to-image", "FakePipeline", (unet, Component("tokenizer", "FakeTokenizer")), PARAMETERS, "")
+
+
+def _planned(place: FakeWorker, weights: str) -> Planned:
+    held = [part for part in _snapshot(place).components if part.digest == f"sha-{weights}"]
+    new = 0 if held else WEIGHT_BYTES
+    unet = PlannedComponent("unet", "FakeUNet", f"sha-{weights}", WEIGHT_BYTES, "float32", {"F32": 1000}, bool(held))
+    # To show that handles which somebody may not see are not told.
+    evicted = () if held else _snapshot(place).components
+    sizes = {"new_bytes": new, "shared_bytes": WEIGHT_BYTES - new, "free_bytes": 500, "evictable_bytes": 2000}
+    outcome = Outcome.FITS if held else Outcome.EVICTS
+    return Planned(outcome, (unet,), **sizes, budget_bytes=9_000, evicted=evicted, download_bytes=0, load_seconds=0.5)
 
 
 def _snapshot(place: FakeWorker) -> Snapshot:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from denoised.cli import app
+from denoised.cli.console import segments
 from denoised.cli.top import View, picture
 from denoised.v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from denoised.values import from_proto
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from tests.unit.fake_daemon import DEFAULT_SEED, FakeDaemon, colour
 
-COMMANDS = ("serve", "load", "derive", "generate", "ps", "workers", "top", "health", "drain", "unload")
+COMMANDS = ("serve", "load", "plan", "derive", "generate", "ps", "workers", "top", "health", "drain", "unload")
 
 
 @pytest.fixture
@@ -153,9 +154,31 @@ def test_ps_shows_what_is_shared(daemon: FakeDaemon) -> None:
     run("derive", "apples", "--task", "inpainting", "--id", "more")
     header, *rows = run("ps").stdout.splitlines()
     assert header.split()[:4] == ["NAME", "CLASS", "TASK", "STATE"]
-    assert [row.split()[:8] for row in rows] == [
-        ["pipelines/apples", "StableDiffusionPipeline", "text-to-image", "active", "0", "B", "9.77", "KiB"],
-        ["pipelines/more", "StableDiffusionInpaintPipeline", "inpainting", "active", "0", "B", "9.77", "KiB"],
+    assert [row.split()[:10] for row in rows] == [
+        [
+            "pipelines/apples",
+            "StableDiffusionPipeline",
+            "text-to-image",
+            "active",
+            "███░░",
+            "host",
+            "0",
+            "B",
+            "9.77",
+            "KiB",
+        ],
+        [
+            "pipelines/more",
+            "StableDiffusionInpaintPipeline",
+            "inpainting",
+            "active",
+            "███░░",
+            "host",
+            "0",
+            "B",
+            "9.77",
+            "KiB",
+        ],
     ]
 
 
@@ -176,12 +199,45 @@ def test_workers_shows_memory_and_joining(daemon: FakeDaemon) -> None:
     row = run("workers").stdout.splitlines()[1]
     assert "█████░░░░░ 9.77 KiB of 19.5 KiB" in row
     assert "75%" in row
+    assert "█████▓▓▓▓▓▒▒░·······" in row
     assert json.loads(run("workers", "--json").stdout)[0]["memory"]["budget_bytes"] == 20_000
 
 
 def test_a_worker_is_drained_and_takes_work_again(daemon: FakeDaemon) -> None:
     assert run("drain", "0").stdout == "workers/0 is drained\n"
     assert run("drain", "workers/0", "--undo").stdout == "workers/0 takes work\n"
+
+
+def test_workers_tells_what_memory_is_used_for(daemon: FakeDaemon) -> None:
+    head, row = (line.split("  ") for line in run("workers", "--memory").stdout.splitlines())
+    cells = dict(zip((cell.strip() for cell in head if cell), (cell.strip() for cell in row if cell), strict=True))
+    assert (cells["WORKING SET"], cells["UNACCOUNTED"], cells["TOTAL"]) == ("9.77 KiB", "1.95 KiB", "39.1 KiB")
+
+
+def test_a_bar_is_never_wider_than_what_it_shows() -> None:
+    assert segments([("a", 50), ("b", 100)], 100, 4) == "aabb"
+    assert segments([("a", 1), ("b", -5), ("c", 1)], 8, 8) == "ac······"
+    assert segments([("a", 1)], 0, 3) == "···"
+
+
+def test_a_plan_shows_what_is_new_what_is_shared_and_what_leaves(daemon: FakeDaemon) -> None:
+    text = run("plan", "demo", "--dtype", "float16").stdout
+    unet, encoder = (next(line for line in text.splitlines() if line.startswith(role)) for role in ("unet", "text_e"))
+    assert unet.split() == ["unet", "UNet2DConditionModel", "float16", "8.79", "KiB", "F32", "17.6", "KiB"]
+    assert encoder.split()[-1] == "yes"
+    assert "8.79 KiB new and 0.977 KiB shared on workers/0." in text
+    assert "FluxTransformer2DModel of pipelines/a would leave: 5.86 KiB" in text
+    assert "17.6 KiB would be downloaded." in text
+    assert "Reading takes about 2 s." in text
+    request = daemon.last(pipeline_service_pb2.PlanPipelineRequest)
+    assert request.spec.repo_id == "demo"
+    assert daemon.names == []
+
+
+def test_a_plan_without_room_ends_with_one(daemon: FakeDaemon) -> None:
+    assert "There is no room now" in run("plan", "demo", "--dtype", "float64", code=1).stdout
+    plan = json.loads(run("plan", "demo", "--json").stdout)
+    assert (plan["outcome"], plan["new_bytes"], plan["components"][0]["held"]) == ("evicts", 9000, True)
 
 
 def test_workers_tells_what_became_of_calls(daemon: FakeDaemon) -> None:

@@ -154,6 +154,19 @@ async def _load(clients: Clients) -> None:
     assert loaded.owner == "bob"
 
 
+async def _plan(clients: Clients) -> None:
+    request = pipeline_pb.PlanPipelineRequest(spec=pipeline_pb.PipelineSpec(repo_id="other weights"))
+    bobs = await clients.bob.pipelines.PlanPipeline(request)
+    # What would leave is said, and whose it is only to whom it belongs.
+    assert [list(each.pipelines) for each in bobs.evictions] == [[]]
+    assert [list(each.pipelines) for each in (await clients.alice.pipelines.PlanPipeline(request)).evictions] == [
+        [HERS]
+    ]
+    hers = {"unet": pipeline_pb.Override(component=pipeline_pb.ComponentSource(pipeline=HERS, role="unet"))}
+    spec = pipeline_pb.PipelineSpec(repo_id="weights", overrides=hers)
+    await refused(clients.bob.pipelines.PlanPipeline(pipeline_pb.PlanPipelineRequest(spec=spec)))
+
+
 async def _list(clients: Clients) -> None:
     found = await clients.bob.pipelines.ListPipelines(pipeline_pb.ListPipelinesRequest())
     assert (list(found.pipelines), found.next_page_token) == ([], "")
@@ -172,6 +185,14 @@ async def _watch(clients: Clients) -> None:
 
 async def _workers(clients: Clients) -> None:
     response = await clients.bob.workers.ListWorkers(worker_pb.ListWorkersRequest())
+    assert "alice" not in str(response)
+    assert HERS not in str(response)
+
+
+async def _watch_workers(clients: Clients) -> None:
+    watch = clients.bob.workers.WatchWorkers(worker_pb.WatchWorkersRequest())
+    response = await watch.read()
+    watch.cancel()
     assert "alice" not in str(response)
     assert HERS not in str(response)
 
@@ -244,9 +265,11 @@ def _naming_worker(attempt: Callable[[As], Any]) -> Callable[[Clients], Awaitabl
 
 ATTEMPTS: dict[str, Callable[[Clients], Awaitable[None]]] = {
     "/denoised.v1.PipelineService/LoadPipeline": _load,
+    "/denoised.v1.PipelineService/PlanPipeline": _plan,
     "/denoised.v1.PipelineService/ListPipelines": _list,
     "/denoised.v1.PipelineService/WatchPipelines": _watch,
     "/denoised.v1.WorkerService/ListWorkers": _workers,
+    "/denoised.v1.WorkerService/WatchWorkers": _watch_workers,
     "/denoised.v1.WorkerService/GetServerInfo": _info,
     "/denoised.v1.WorkerService/DrainWorker": _naming_worker(
         lambda client: client.workers.DrainWorker(worker_pb.DrainWorkerRequest(name="workers/0"))

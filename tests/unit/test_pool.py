@@ -29,7 +29,18 @@ from denoised.values import Plain
 from denoised_server import supervision, watchers
 from denoised_server.generation import GenerationEvent, Queued, Started, Summary, Terms
 from denoised_server.handles import State
-from denoised_server.messages import Derivation, Derive, Generate, Load, LoadProgress, Output, Progress, Spec, Unload
+from denoised_server.messages import (
+    Derivation,
+    Derive,
+    Generate,
+    Load,
+    LoadProgress,
+    Outcome,
+    Output,
+    Progress,
+    Spec,
+    Unload,
+)
 from denoised_server.pool import DEFAULT_TERMS, Lease, Pool
 from denoised_server.supervision import WorkerState
 from denoised_server.views import PipelineView, WorkerView
@@ -824,6 +835,36 @@ async def test_a_watch_begins_with_what_there_is_and_goes_on_with_what_changes(m
         await pool.unload(second.name)
         await until(ChangeKind.REMOVED, second.name)
         assert (await until(ChangeKind.MODIFIED, first.name)).exclusive_bytes == WEIGHT_BYTES
+
+
+async def test_a_watch_of_workers_tells_of_each_change_once_and_ends_with_the_daemon(make_pool: MakePool) -> None:
+    pool = await make_pool()
+    views: Any
+    async with aclosing(pool.watch_workers(0.0)) as views:
+        async with asyncio.timeout(5):
+            assert (await anext(views)).pipeline_count == 0
+            await load(pool)
+            while not (told := await anext(views)).snapshot or told.snapshot.weight_bytes != WEIGHT_BYTES:
+                pass
+            assert told.pipeline_count == 1
+            waiting = asyncio.ensure_future(anext(views))
+            await settle()
+            assert not waiting.done(), "nothing has changed"
+            await pool.drain(0)
+            with pytest.raises(ShuttingDownError):
+                await waiting
+
+
+async def test_a_plan_is_made_where_the_pipeline_would_be(make_pool: MakePool) -> None:
+    executor = FakeExecutor(workers=2)
+    pool = await make_pool(executor)
+    for _ in range(3):
+        view = await load(pool, Spec("weights"))
+    planned = await pool.plan(Spec("weights"))
+    assert planned.worker == view.worker
+    assert planned.planned.outcome is Outcome.FITS
+    assert (await pool.plan(Spec("other"))).worker != view.worker
+    assert len(names(pool)) == 3
 
 
 async def test_changes_of_a_moment_reach_watchers_as_one(make_pool: MakePool) -> None:

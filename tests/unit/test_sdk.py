@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from denoised import errors, values
-from denoised.v1 import generation_service_pb2, pipeline_service_pb2
+from denoised.v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from PIL import Image
 
 from tests.unit.both_sdks import AsyncSdk, BlockingSdk
@@ -106,6 +106,31 @@ async def test_a_load_reports_its_progress(client: Any) -> None:
     seen: list[int] = []
     await client.load("demo", on_progress=lambda progress: seen.append(progress.completed_bytes))
     assert seen == [0, 5000, 10000]
+
+
+async def test_a_plan_says_what_a_load_would_take(client: Any, daemon: FakeDaemon) -> None:
+    plan = await client.plan("demo", dtype="float16", overrides={"vae": None}, local_files_only=True)
+    assert (plan.outcome, plan.fits, plan.new_bytes, plan.shared_bytes) == ("evicts", True, 9000, 1000)
+    assert [(part.role, part.dtype, part.held) for part in plan.components] == [
+        ("text_encoder", "float16", True),
+        ("unet", "float16", False),
+    ]
+    assert plan.components[1].file_bytes == {"F32": 18_000}
+    assert plan.evictions[0].pipelines == ("pipelines/a",)
+    assert (plan.download_bytes, plan.load_seconds) == (18_000, 2.0)
+    request = daemon.last(pipeline_service_pb2.PlanPipelineRequest)
+    assert request.local_files_only
+    assert request.spec.overrides["vae"].value.HasField("null_value")
+    assert daemon.names == []
+    assert not (await client.plan("demo", dtype="float64")).fits
+    with pytest.raises(errors.RepoNotFoundError):
+        await client.plan("absent")
+
+
+async def test_workers_can_be_watched(client: Any, daemon: FakeDaemon) -> None:
+    seen = [response.worker.running_count async for response in client.watch_workers(0.5)]
+    assert seen == [0, 1]
+    assert daemon.last(worker_service_pb2.WatchWorkersRequest).interval.ToMilliseconds() == 500
 
 
 async def test_leaving_the_block_unloads(pipe: Any, daemon: FakeDaemon) -> None:

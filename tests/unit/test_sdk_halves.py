@@ -67,9 +67,9 @@ def test_components_and_memory_ask_the_daemon(target: str) -> None:
     pipe = denoised.AutoPipelineForText2Image.from_pretrained("demo")
     twin = denoised.AutoPipelineForInpainting.from_pipe(pipe)
     assert pipe.components["unet"].sharers == 2
-    assert pipe.memory == denoised.Memory(exclusive_bytes=0, shared_bytes=10_000)
+    assert pipe.memory == denoised.Memory(exclusive_bytes=0, shared_bytes=10_000, device_bytes=6000, host_bytes=4000)
     twin.unload()
-    assert pipe.memory == denoised.Memory(exclusive_bytes=10_000, shared_bytes=0)
+    assert (pipe.memory.exclusive_bytes, pipe.memory.shared_bytes) == (10_000, 0)
 
 
 def test_a_remote_pipeline_cannot_be_changed_by_assignment(target: str) -> None:

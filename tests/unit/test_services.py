@@ -218,6 +218,39 @@ async def test_workers_and_the_server_can_be_looked_at(daemon: Daemon) -> None:
     assert (info.library_versions["torch"], list(info.embedded_models)) == ("1.0", ["demo"])
 
 
+async def test_a_plan_answers_and_loads_nothing(daemon: Daemon) -> None:
+    spec = pipeline_service_pb2.PipelineSpec(repo_id="weights")
+    plan = await daemon.pipelines.PlanPipeline(pipeline_service_pb2.PlanPipelineRequest(spec=spec))
+    assert (plan.outcome, plan.worker) == (plan.OUTCOME_EVICTS, "workers/0")
+    (unet,) = plan.components
+    assert (unet.role, unet.weight_bytes, unet.held, unet.file_bytes["F32"]) == ("unet", WEIGHT_BYTES, False, 1000)
+    assert (plan.new_bytes, plan.shared_bytes) == (WEIGHT_BYTES, 0)
+    assert plan.expected_load_duration.ToMilliseconds() == 500
+    listed = await daemon.pipelines.ListPipelines(pipeline_service_pb2.ListPipelinesRequest())
+    assert list(listed.pipelines) == []
+    await daemon.load()
+    plan = await daemon.pipelines.PlanPipeline(pipeline_service_pb2.PlanPipelineRequest(spec=spec))
+    assert (plan.outcome, plan.new_bytes, plan.shared_bytes) == (plan.OUTCOME_FITS, 0, WEIGHT_BYTES)
+    _, refused = await failure(daemon.pipelines.PlanPipeline(pipeline_service_pb2.PlanPipelineRequest()))
+    assert refused is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_workers_can_be_watched(daemon: Daemon) -> None:
+    interval = Duration(nanos=100_000_000)
+    watch = daemon.workers.WatchWorkers(worker_service_pb2.WatchWorkersRequest(interval=interval))
+    async with asyncio.timeout(5):
+        assert (await watch.read()).worker.pipeline_count == 0
+        await daemon.load()
+        while (worker := (await watch.read()).worker).memory.weight_bytes != WEIGHT_BYTES:
+            pass
+    assert worker.pipeline_count == 1
+    watch.cancel()
+    assert await daemon.outcome("WatchWorkers") == "cancelled"
+    short = worker_service_pb2.WatchWorkersRequest(interval=Duration(nanos=1))
+    error, code = await failure(daemon.workers.WatchWorkers(short))
+    assert (code, error.metadata["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, "interval")
+
+
 async def test_leaving_a_call_cancels_the_generation(daemon: Daemon) -> None:
     name = (await daemon.load()).name
     call = daemon.generate(name, "hang")

@@ -13,6 +13,7 @@ from .generations import cancel, generations, result
 from .health import health
 from .options import EXIT_CODES, Commands, connecting
 from .pipelines import derive, load, ps, unload
+from .plan import plan
 from .reproduce import reproduce
 from .serve import serve
 from .token import token
@@ -68,6 +69,7 @@ app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(health))
 app.command(rich_help_panel="Daemon", epilog=EXIT_CODES)(connecting(drain))
 app.add_typer(token, name="token", rich_help_panel="Daemon")
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(load))
+app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(plan))
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(derive))
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(ps))
 app.command(rich_help_panel="Pipelines", epilog=EXIT_CODES)(connecting(unload))

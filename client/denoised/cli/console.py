@@ -72,3 +72,13 @@ def bar(part: int, whole: int, width: int = 10) -> str:
     """A share as a row of blocks."""
     filled = min(width, round(width * part / whole)) if whole > 0 else 0
     return "█" * filled + "░" * (width - filled)
+
+
+def segments(parts: Sequence[tuple[str, int]], whole: int, width: int = 20) -> str:
+    """Shares of a whole as blocks, each part with its own; what is left over is dots."""
+    text, total = "", 0
+    for block, size in parts:
+        total += max(0, size)
+        end = min(width, round(width * total / whole)) if whole > 0 else 0
+        text += block * (end - len(text))
+    return text + "·" * (width - len(text))

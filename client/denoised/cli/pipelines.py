@@ -11,7 +11,7 @@ from ..progress import LoadingBar
 from ..spec import TASKS
 from ..units import format_bytes
 from ..v1 import pipeline_service_pb2 as pb
-from .console import ago, print_json, print_table, to_json, until
+from .console import ago, bar, print_json, print_table, to_json, until
 from .options import (
     Components,
     DefaultTarget,
@@ -162,6 +162,7 @@ def derive(
 def ps(json: Json = False, target: Target = DefaultTarget, token: Token = None) -> None:
     """List the live pipelines and what each costs.
 
+    RESIDENCY is the share of its weights that is on the device, and the lowest place where some are.
     EXCLUSIVE goes away with the pipeline, SHARED is used by others as well.
     IDLE is the time since its last use, EXPIRES what is left of its lease.
 
@@ -174,7 +175,7 @@ def ps(json: Json = False, target: Target = DefaultTarget, token: Token = None) 
         print_json([to_json(info) for info in pipelines])
         return
     print_table(
-        ["NAME", "CLASS", "TASK", "STATE", "EXCLUSIVE", "SHARED", "WORKER", "RUNNING", "IDLE", "EXPIRES"],
+        ["NAME", "CLASS", "TASK", "STATE", "RESIDENCY", "EXCLUSIVE", "SHARED", "WORKER", "RUNNING", "IDLE", "EXPIRES"],
         [_row(info) for info in pipelines],
         right=["EXCLUSIVE", "SHARED", "RUNNING"],
     )
@@ -214,12 +215,20 @@ def _print_handle(info: pb.Pipeline, *, json: bool) -> None:
         typer.echo(info.name)
 
 
+def residency(info: pb.Pipeline) -> str:
+    """How much of its weights is on the device, and the lowest tier where some are."""
+    total = info.device_bytes + info.host_bytes + info.disk_bytes
+    tier = pb.Residency.Name(info.residency).removeprefix("RESIDENCY_").lower()
+    return f"{bar(info.device_bytes, total, 5)} {tier}"
+
+
 def _row(info: pb.Pipeline) -> list[str]:
     return [
         info.name,
         info.pipeline_class,
         pb.Task.Name(info.task).removeprefix("TASK_").replace("_", "-").lower(),
         pb.Pipeline.State.Name(info.state).removeprefix("STATE_").lower(),
+        residency(info),
         format_bytes(info.exclusive_bytes),
         format_bytes(info.shared_bytes),
         info.worker.removeprefix("workers/"),

@@ -8,13 +8,14 @@ import typer
 
 from ..units import format_bytes
 from ..v1 import worker_service_pb2 as pb
-from .console import bar, print_json, print_table, to_json
+from .console import bar, print_json, print_table, segments, to_json
 from .options import DefaultTarget, Json, Target, Token, connect
 
 COLUMNS = (
     "NAME",
     "DEVICE",
     "STATE",
+    "MEMORY",
     "WEIGHTS",
     "SAVED",
     "PROCESS",
@@ -28,14 +29,40 @@ COLUMNS = (
 METHODS = ("WORKER", "METHOD", "CALLS", "JOINED", "ALONE BECAUSE", "VERIFIED", "WITHIN", "REFUSED", "BEYOND")
 
 FUSED = ("WORKER", "FUSED", "PROVEN", "OTHERS")
+MEMORY = (
+    "WORKER",
+    "MEMORY",
+    "TOTAL",
+    "BUDGET",
+    "WEIGHTS",
+    "RESERVED",
+    "EVICTABLE",
+    "WORKING SET",
+    "OF",
+    "CACHED",
+    "UNACCOUNTED",
+    "UNRECLAIMED",
+    "HEADROOM",
+    "FREE",
+)
 
 Engine = Annotated[bool, typer.Option("--engine", help="Show what became of calls, by component method.")]
 
 
-def workers(engine: Engine = False, json: Json = False, target: Target = DefaultTarget, token: Token = None) -> None:
+Memory = Annotated[bool, typer.Option("--memory", help="Show what the memory of each device is used for.")]
+
+
+def workers(
+    engine: Engine = False,
+    memory: Memory = False,
+    json: Json = False,
+    target: Target = DefaultTarget,
+    token: Token = None,
+) -> None:
     """List the processes that own the devices: memory, load and batching.
 
-    WEIGHTS is what pipelines hold of the budget, SAVED what sharing saves.
+    MEMORY is the whole device: █ weights, ▓ what calls work in, ▒ what the allocator keeps, ░ what is in no book, · the
+    rest. WEIGHTS is what pipelines hold of the budget, SAVED what sharing saves.
     JOINED is the share of calls that ran in one batch with other generations'.
     With --engine: VERIFIED kinds of joined call differ from lone ones by no more
     than WITHIN, REFUSED ones by BEYOND or more; 1 is the tolerance. FUSED
@@ -55,10 +82,13 @@ def workers(engine: Engine = False, json: Json = False, target: Target = Default
         print_table(METHODS, rows, right=("CALLS", "JOINED", "VERIFIED", "WITHIN", "REFUSED", "BEYOND"))
         print_table(FUSED, [_fused_row(worker.name, worker.engine) for worker in found], right=FUSED[1:])
         return
+    if memory:
+        print_table(MEMORY, [_memory_row(worker) for worker in found], right=MEMORY[2:])
+        return
     print_table(
         COLUMNS,
         [_row(worker) for worker in found],
-        right=COLUMNS[4:],
+        right=COLUMNS[5:],
     )
 
 
@@ -86,6 +116,36 @@ def _fused_row(worker: str, stats: pb.EngineStats) -> list[str]:
     ]
 
 
+def _memory_row(worker: pb.Worker) -> list[str]:
+    memory = worker.memory
+    sizes = (
+        memory.total_bytes,
+        memory.budget_bytes,
+        memory.weight_bytes,
+        memory.reserved_bytes,
+        memory.evictable_bytes,
+        memory.working_set_bytes,
+        memory.working_set_budget_bytes,
+        memory.cached_bytes,
+        memory.unaccounted_bytes,
+        memory.unreclaimed_bytes,
+        memory.headroom_bytes,
+        memory.free_bytes,
+    )
+    return [worker.name, device_bar(memory), *map(format_bytes, sizes)]
+
+
+def device_bar(memory: pb.DeviceMemory) -> str:
+    """What a device's memory is used for, in one picture."""
+    parts = (
+        ("█", memory.weight_bytes + memory.reserved_bytes),
+        ("▓", memory.working_set_bytes),
+        ("▒", memory.cached_bytes),
+        ("░", memory.unaccounted_bytes),
+    )
+    return segments(parts, memory.total_bytes)
+
+
 def _row(worker: pb.Worker) -> list[str]:
     memory, engine = worker.memory, worker.engine
     held = memory.weight_bytes + memory.reserved_bytes
@@ -94,6 +154,7 @@ def _row(worker: pb.Worker) -> list[str]:
         worker.name,
         f"{worker.device} ({worker.device_name})" if worker.device_name else worker.device,
         pb.Worker.State.Name(worker.state).removeprefix("STATE_").lower(),
+        device_bar(memory),
         f"{bar(held, memory.budget_bytes)} {format_bytes(held)} of {format_bytes(memory.budget_bytes)}",
         format_bytes(memory.shared_saved_bytes),
         format_bytes(memory.process_bytes),

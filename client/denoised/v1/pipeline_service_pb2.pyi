@@ -156,6 +156,9 @@ class Pipeline(google.protobuf.message.Message):
     ENCODE_PROMPT_PARAMETERS_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
     CALLBACK_TENSOR_INPUTS_FIELD_NUMBER: builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: builtins.int
+    HOST_BYTES_FIELD_NUMBER: builtins.int
+    DISK_BYTES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Output only. The handle, in the form "pipelines/{id}"."""
     source: builtins.str
@@ -186,6 +189,12 @@ class Pipeline(google.protobuf.message.Message):
     """
     shared: builtins.bool
     """Output only. Whether other clients see it and may use it."""
+    device_bytes: builtins.int
+    """Output only. Bytes of its weights that are on the device now, shared ones included."""
+    host_bytes: builtins.int
+    """Output only. Bytes of its weights that are in the host's memory now and come back from there."""
+    disk_bytes: builtins.int
+    """Output only. Bytes of its weights that are only on disk now, and are read again at their next use."""
     @property
     def spec(self) -> global___PipelineSpec:
         """Output only. What was loaded, with the revision resolved."""
@@ -276,9 +285,12 @@ class Pipeline(google.protobuf.message.Message):
         encode_prompt_parameters: collections.abc.Iterable[global___Parameter] | None = ...,
         adapters: collections.abc.Iterable[denoised.v1.adapter_pb2.LoadedAdapter] | None = ...,
         callback_tensor_inputs: collections.abc.Iterable[builtins.str] | None = ...,
+        device_bytes: builtins.int = ...,
+        host_bytes: builtins.int = ...,
+        disk_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["configuration", b"configuration", "create_time", b"create_time", "expire_time", b"expire_time", "keep_alive", b"keep_alive", "last_use_time", b"last_use_time", "noise_scheduler", b"noise_scheduler", "settings", b"settings", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "callback_tensor_inputs", b"callback_tensor_inputs", "components", b"components", "configuration", b"configuration", "create_time", b"create_time", "derivations", b"derivations", "encode_prompt_parameters", b"encode_prompt_parameters", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "keep_alive", b"keep_alive", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "callback_tensor_inputs", b"callback_tensor_inputs", "components", b"components", "configuration", b"configuration", "create_time", b"create_time", "derivations", b"derivations", "device_bytes", b"device_bytes", "disk_bytes", b"disk_bytes", "encode_prompt_parameters", b"encode_prompt_parameters", "exclusive_bytes", b"exclusive_bytes", "expire_time", b"expire_time", "generation_count", b"generation_count", "host_bytes", b"host_bytes", "keep_alive", b"keep_alive", "last_use_time", b"last_use_time", "name", b"name", "noise_scheduler", b"noise_scheduler", "owner", b"owner", "parameters", b"parameters", "pinned", b"pinned", "pipeline_class", b"pipeline_class", "residency", b"residency", "settings", b"settings", "shared", b"shared", "shared_bytes", b"shared_bytes", "source", b"source", "spec", b"spec", "state", b"state", "task", b"task", "worker", b"worker"]) -> None: ...
 
 global___Pipeline = Pipeline
 
@@ -944,6 +956,227 @@ class LoadProgress(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["completed_bytes", b"completed_bytes", "phase", b"phase", "role", b"role", "total_bytes", b"total_bytes"]) -> None: ...
 
 global___LoadProgress = LoadProgress
+
+@typing.final
+class PlanPipelineRequest(google.protobuf.message.Message):
+    """Request for PipelineService.PlanPipeline."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: builtins.int
+    HUB_TOKEN_FIELD_NUMBER: builtins.int
+    LOCAL_FILES_ONLY_FIELD_NUMBER: builtins.int
+    hub_token: builtins.str
+    """As in LoadPipelineRequest."""
+    local_files_only: builtins.bool
+    """As in LoadPipelineRequest."""
+    @property
+    def spec(self) -> global___PipelineSpec:
+        """Required. What would be loaded."""
+
+    def __init__(
+        self,
+        *,
+        spec: global___PipelineSpec | None = ...,
+        hub_token: builtins.str = ...,
+        local_files_only: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hub_token", b"hub_token", "local_files_only", b"local_files_only", "spec", b"spec"]) -> None: ...
+
+global___PlanPipelineRequest = PlanPipelineRequest
+
+@typing.final
+class PlanPipelineResponse(google.protobuf.message.Message):
+    """Response of PipelineService.PlanPipeline: how things are at this moment, of which nothing is promised."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _OutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[PlanPipelineResponse._Outcome.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: PlanPipelineResponse._Outcome.ValueType  # 0
+        """Never returned."""
+        OUTCOME_FITS: PlanPipelineResponse._Outcome.ValueType  # 1
+        """All of it has room on the device beside what is there."""
+        OUTCOME_EVICTS: PlanPipelineResponse._Outcome.ValueType  # 2
+        """All of it has room once idle components have left the device: `evictions` says which."""
+        OUTCOME_TAKES_TURNS: PlanPipelineResponse._Outcome.ValueType  # 3
+        """It loads, but not all of its components have room at the same time: they come to the device when they are called."""
+        OUTCOME_NO_ROOM: PlanPipelineResponse._Outcome.ValueType  # 4
+        """What is in use or pinned leaves too little: loading would fail with NO_ROOM."""
+        OUTCOME_NEVER_FITS: PlanPipelineResponse._Outcome.ValueType  # 5
+        """Loading would fail with NEVER_FITS."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """Whether there is room."""
+
+    OUTCOME_UNSPECIFIED: PlanPipelineResponse.Outcome.ValueType  # 0
+    """Never returned."""
+    OUTCOME_FITS: PlanPipelineResponse.Outcome.ValueType  # 1
+    """All of it has room on the device beside what is there."""
+    OUTCOME_EVICTS: PlanPipelineResponse.Outcome.ValueType  # 2
+    """All of it has room once idle components have left the device: `evictions` says which."""
+    OUTCOME_TAKES_TURNS: PlanPipelineResponse.Outcome.ValueType  # 3
+    """It loads, but not all of its components have room at the same time: they come to the device when they are called."""
+    OUTCOME_NO_ROOM: PlanPipelineResponse.Outcome.ValueType  # 4
+    """What is in use or pinned leaves too little: loading would fail with NO_ROOM."""
+    OUTCOME_NEVER_FITS: PlanPipelineResponse.Outcome.ValueType  # 5
+    """Loading would fail with NEVER_FITS."""
+
+    OUTCOME_FIELD_NUMBER: builtins.int
+    WORKER_FIELD_NUMBER: builtins.int
+    COMPONENTS_FIELD_NUMBER: builtins.int
+    NEW_BYTES_FIELD_NUMBER: builtins.int
+    SHARED_BYTES_FIELD_NUMBER: builtins.int
+    FREE_BYTES_FIELD_NUMBER: builtins.int
+    EVICTABLE_BYTES_FIELD_NUMBER: builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: builtins.int
+    EVICTIONS_FIELD_NUMBER: builtins.int
+    DOWNLOAD_BYTES_FIELD_NUMBER: builtins.int
+    EXPECTED_LOAD_DURATION_FIELD_NUMBER: builtins.int
+    outcome: global___PlanPipelineResponse.Outcome.ValueType
+    """Whether there is room."""
+    worker: builtins.str
+    """The worker that would hold it, in the form "workers/{id}"."""
+    new_bytes: builtins.int
+    """Bytes of weights that are not held yet. What is named twice counts once."""
+    shared_bytes: builtins.int
+    """Bytes of weights that are held already and would be shared."""
+    free_bytes: builtins.int
+    """Bytes that weights may still take on the device."""
+    evictable_bytes: builtins.int
+    """Bytes of weights on the device that are idle and may leave it."""
+    budget_bytes: builtins.int
+    """Bytes that weights may take on the device in all."""
+    download_bytes: builtins.int
+    """Bytes that would be downloaded from the Hub first. 0 where everything is in the daemon's cache."""
+    @property
+    def components(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlannedComponent]:
+        """Its components with weights."""
+
+    @property
+    def evictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlannedEviction]:
+        """Components that would leave the device."""
+
+    @property
+    def expected_load_duration(self) -> google.protobuf.duration_pb2.Duration:
+        """How long reading the new weights would take, as it was measured here last; downloading comes before."""
+
+    def __init__(
+        self,
+        *,
+        outcome: global___PlanPipelineResponse.Outcome.ValueType = ...,
+        worker: builtins.str = ...,
+        components: collections.abc.Iterable[global___PlannedComponent] | None = ...,
+        new_bytes: builtins.int = ...,
+        shared_bytes: builtins.int = ...,
+        free_bytes: builtins.int = ...,
+        evictable_bytes: builtins.int = ...,
+        budget_bytes: builtins.int = ...,
+        evictions: collections.abc.Iterable[global___PlannedEviction] | None = ...,
+        download_bytes: builtins.int = ...,
+        expected_load_duration: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected_load_duration", b"expected_load_duration"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["budget_bytes", b"budget_bytes", "components", b"components", "download_bytes", b"download_bytes", "evictable_bytes", b"evictable_bytes", "evictions", b"evictions", "expected_load_duration", b"expected_load_duration", "free_bytes", b"free_bytes", "new_bytes", b"new_bytes", "outcome", b"outcome", "shared_bytes", b"shared_bytes", "worker", b"worker"]) -> None: ...
+
+global___PlanPipelineResponse = PlanPipelineResponse
+
+@typing.final
+class PlannedComponent(google.protobuf.message.Message):
+    """A component that a pipeline would have."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class FileBytesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    ROLE_FIELD_NUMBER: builtins.int
+    CLASS_NAME_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: builtins.int
+    DTYPE_FIELD_NUMBER: builtins.int
+    FILE_BYTES_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    role: builtins.str
+    """Role in the pipeline, as in Component."""
+    class_name: builtins.str
+    """Its class, such as "UNet2DConditionModel"."""
+    digest: builtins.str
+    """Identity of its content, as in Component."""
+    weight_bytes: builtins.int
+    """Size of its weights in memory, in bytes, by the headers of its files."""
+    dtype: denoised.v1.artifact_pb2.DataType.ValueType
+    """Element type that it would be held in."""
+    held: builtins.bool
+    """Whether a component of this content is held already, so that it would be shared."""
+    @property
+    def file_bytes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Bytes in its files by element type, under its safetensors name, such as "F16". Empty for files without headers."""
+
+    def __init__(
+        self,
+        *,
+        role: builtins.str = ...,
+        class_name: builtins.str = ...,
+        digest: builtins.str = ...,
+        weight_bytes: builtins.int = ...,
+        dtype: denoised.v1.artifact_pb2.DataType.ValueType = ...,
+        file_bytes: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        held: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["class_name", b"class_name", "digest", b"digest", "dtype", b"dtype", "file_bytes", b"file_bytes", "held", b"held", "role", b"role", "weight_bytes", b"weight_bytes"]) -> None: ...
+
+global___PlannedComponent = PlannedComponent
+
+@typing.final
+class PlannedEviction(google.protobuf.message.Message):
+    """A component that would leave the device."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    CLASS_NAME_FIELD_NUMBER: builtins.int
+    FREED_BYTES_FIELD_NUMBER: builtins.int
+    PIPELINES_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """Identity of its content."""
+    class_name: builtins.str
+    """Its class."""
+    freed_bytes: builtins.int
+    """Bytes that its leaving frees."""
+    @property
+    def pipelines(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Pipelines that use it and that the caller sees, in the form "pipelines/{id}". They stay valid."""
+
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        class_name: builtins.str = ...,
+        freed_bytes: builtins.int = ...,
+        pipelines: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["class_name", b"class_name", "digest", b"digest", "freed_bytes", b"freed_bytes", "pipelines", b"pipelines"]) -> None: ...
+
+global___PlannedEviction = PlannedEviction
 
 @typing.final
 class UpdatePipelineRequest(google.protobuf.message.Message):

@@ -47,6 +47,11 @@ class PipelineServiceStub(object):
                 request_serializer=denoised_dot_v1_dot_pipeline__service__pb2.LoadPipelineRequest.SerializeToString,
                 response_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.LoadPipelineResponse.FromString,
                 _registered_method=True)
+        self.PlanPipeline = channel.unary_unary(
+                '/denoised.v1.PipelineService/PlanPipeline',
+                request_serializer=denoised_dot_v1_dot_pipeline__service__pb2.PlanPipelineRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.PlanPipelineResponse.FromString,
+                _registered_method=True)
         self.DerivePipeline = channel.unary_unary(
                 '/denoised.v1.PipelineService/DerivePipeline',
                 request_serializer=denoised_dot_v1_dot_pipeline__service__pb2.DerivePipelineRequest.SerializeToString,
@@ -103,6 +108,17 @@ class PipelineServiceServicer(object):
         caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
         REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
         WORKER_LOST, SHUTTING_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanPipeline(self, request, context):
+        """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
+
+        Of a repository on the Hub only what describes its weights is read, some kilobytes of each file. Whether it fits is
+        an answer and not an error. Reasons: INVALID_FIELD, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
+        NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, WORKER_LOST, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +196,11 @@ def add_PipelineServiceServicer_to_server(servicer, server):
                     request_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.LoadPipelineRequest.FromString,
                     response_serializer=denoised_dot_v1_dot_pipeline__service__pb2.LoadPipelineResponse.SerializeToString,
             ),
+            'PlanPipeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanPipeline,
+                    request_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.PlanPipelineRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_pipeline__service__pb2.PlanPipelineResponse.SerializeToString,
+            ),
             'DerivePipeline': grpc.unary_unary_rpc_method_handler(
                     servicer.DerivePipeline,
                     request_deserializer=denoised_dot_v1_dot_pipeline__service__pb2.DerivePipelineRequest.FromString,
@@ -251,6 +272,33 @@ class PipelineService(object):
             '/denoised.v1.PipelineService/LoadPipeline',
             denoised_dot_v1_dot_pipeline__service__pb2.LoadPipelineRequest.SerializeToString,
             denoised_dot_v1_dot_pipeline__service__pb2.LoadPipelineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanPipeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/denoised.v1.PipelineService/PlanPipeline',
+            denoised_dot_v1_dot_pipeline__service__pb2.PlanPipelineRequest.SerializeToString,
+            denoised_dot_v1_dot_pipeline__service__pb2.PlanPipelineResponse.FromString,
             options,
             channel_credentials,
             insecure,

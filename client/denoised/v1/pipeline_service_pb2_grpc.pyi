@@ -42,6 +42,17 @@ class PipelineServiceStub:
     WORKER_LOST, SHUTTING_DOWN.
     """
 
+    PlanPipeline: grpc.UnaryUnaryMultiCallable[
+        denoised.v1.pipeline_service_pb2.PlanPipelineRequest,
+        denoised.v1.pipeline_service_pb2.PlanPipelineResponse,
+    ]
+    """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
+
+    Of a repository on the Hub only what describes its weights is read, some kilobytes of each file. Whether it fits is
+    an answer and not an error. Reasons: INVALID_FIELD, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
+    NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, WORKER_LOST, SHUTTING_DOWN.
+    """
+
     DerivePipeline: grpc.UnaryUnaryMultiCallable[
         denoised.v1.pipeline_service_pb2.DerivePipelineRequest,
         denoised.v1.pipeline_service_pb2.DerivePipelineResponse,
@@ -125,6 +136,17 @@ class PipelineServiceAsyncStub:
     caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
     REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
     WORKER_LOST, SHUTTING_DOWN.
+    """
+
+    PlanPipeline: grpc.aio.UnaryUnaryMultiCallable[
+        denoised.v1.pipeline_service_pb2.PlanPipelineRequest,
+        denoised.v1.pipeline_service_pb2.PlanPipelineResponse,
+    ]
+    """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
+
+    Of a repository on the Hub only what describes its weights is read, some kilobytes of each file. Whether it fits is
+    an answer and not an error. Reasons: INVALID_FIELD, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
+    NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, WORKER_LOST, SHUTTING_DOWN.
     """
 
     DerivePipeline: grpc.aio.UnaryUnaryMultiCallable[
@@ -212,6 +234,19 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
         REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
         WORKER_LOST, SHUTTING_DOWN.
+        """
+
+    @abc.abstractmethod
+    def PlanPipeline(
+        self,
+        request: denoised.v1.pipeline_service_pb2.PlanPipelineRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[denoised.v1.pipeline_service_pb2.PlanPipelineResponse, collections.abc.Awaitable[denoised.v1.pipeline_service_pb2.PlanPipelineResponse]]:
+        """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
+
+        Of a repository on the Hub only what describes its weights is read, some kilobytes of each file. Whether it fits is
+        an answer and not an error. Reasons: INVALID_FIELD, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
+        NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, WORKER_LOST, SHUTTING_DOWN.
         """
 
     @abc.abstractmethod

@@ -6,6 +6,7 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -507,6 +508,48 @@ class ResumeWorkerResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
 global___ResumeWorkerResponse = ResumeWorkerResponse
+
+@typing.final
+class WatchWorkersRequest(google.protobuf.message.Message):
+    """Request for WorkerService.WatchWorkers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INTERVAL_FIELD_NUMBER: builtins.int
+    @property
+    def interval(self) -> google.protobuf.duration_pb2.Duration:
+        """Shortest time between two messages about the same worker. Defaults to one second; from 0.1 seconds to one hour."""
+
+    def __init__(
+        self,
+        *,
+        interval: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["interval", b"interval"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["interval", b"interval"]) -> None: ...
+
+global___WatchWorkersRequest = WatchWorkersRequest
+
+@typing.final
+class WatchWorkersResponse(google.protobuf.message.Message):
+    """Response of WorkerService.WatchWorkers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___Worker:
+        """The worker, as it is now."""
+
+    def __init__(
+        self,
+        *,
+        worker: global___Worker | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
+
+global___WatchWorkersResponse = WatchWorkersResponse
 
 @typing.final
 class GetServerInfoRequest(google.protobuf.message.Message):

@@ -50,6 +50,11 @@ class WorkerServiceStub(object):
                 request_serializer=denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerRequest.SerializeToString,
                 response_deserializer=denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerResponse.FromString,
                 _registered_method=True)
+        self.WatchWorkers = channel.unary_stream(
+                '/denoised.v1.WorkerService/WatchWorkers',
+                request_serializer=denoised_dot_v1_dot_worker__service__pb2.WatchWorkersRequest.SerializeToString,
+                response_deserializer=denoised_dot_v1_dot_worker__service__pb2.WatchWorkersResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/denoised.v1.WorkerService/GetServerInfo',
                 request_serializer=denoised_dot_v1_dot_worker__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -87,6 +92,15 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchWorkers(self, request, context):
+        """Streams the workers: first each of them, then each as it changes, no oftener than every `interval`.
+
+        A slow reader misses what was in between and never gets old news.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Says what this daemon is and what it accepts.
         """
@@ -111,6 +125,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ResumeWorker,
                     request_deserializer=denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerRequest.FromString,
                     response_serializer=denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerResponse.SerializeToString,
+            ),
+            'WatchWorkers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchWorkers,
+                    request_deserializer=denoised_dot_v1_dot_worker__service__pb2.WatchWorkersRequest.FromString,
+                    response_serializer=denoised_dot_v1_dot_worker__service__pb2.WatchWorkersResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -200,6 +219,33 @@ class WorkerService(object):
             '/denoised.v1.WorkerService/ResumeWorker',
             denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerRequest.SerializeToString,
             denoised_dot_v1_dot_worker__service__pb2.ResumeWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/denoised.v1.WorkerService/WatchWorkers',
+            denoised_dot_v1_dot_worker__service__pb2.WatchWorkersRequest.SerializeToString,
+            denoised_dot_v1_dot_worker__service__pb2.WatchWorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,15 @@ class WorkerServiceStub:
     ]
     """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
 
+    WatchWorkers: grpc.UnaryStreamMultiCallable[
+        denoised.v1.worker_service_pb2.WatchWorkersRequest,
+        denoised.v1.worker_service_pb2.WatchWorkersResponse,
+    ]
+    """Streams the workers: first each of them, then each as it changes, no oftener than every `interval`.
+
+    A slow reader misses what was in between and never gets old news.
+    """
+
     GetServerInfo: grpc.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.GetServerInfoRequest,
         denoised.v1.worker_service_pb2.GetServerInfoResponse,
@@ -77,6 +86,15 @@ class WorkerServiceAsyncStub:
         denoised.v1.worker_service_pb2.ResumeWorkerResponse,
     ]
     """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
+
+    WatchWorkers: grpc.aio.UnaryStreamMultiCallable[
+        denoised.v1.worker_service_pb2.WatchWorkersRequest,
+        denoised.v1.worker_service_pb2.WatchWorkersResponse,
+    ]
+    """Streams the workers: first each of them, then each as it changes, no oftener than every `interval`.
+
+    A slow reader misses what was in between and never gets old news.
+    """
 
     GetServerInfo: grpc.aio.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.GetServerInfoRequest,
@@ -116,6 +134,17 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[denoised.v1.worker_service_pb2.ResumeWorkerResponse, collections.abc.Awaitable[denoised.v1.worker_service_pb2.ResumeWorkerResponse]]:
         """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
+
+    @abc.abstractmethod
+    def WatchWorkers(
+        self,
+        request: denoised.v1.worker_service_pb2.WatchWorkersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[denoised.v1.worker_service_pb2.WatchWorkersResponse], collections.abc.AsyncIterator[denoised.v1.worker_service_pb2.WatchWorkersResponse]]:
+        """Streams the workers: first each of them, then each as it changes, no oftener than every `interval`.
+
+        A slow reader misses what was in between and never gets old news.
+        """
 
     @abc.abstractmethod
     def GetServerInfo(
