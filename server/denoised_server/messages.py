@@ -657,8 +657,19 @@ class Heartbeat:
     turn_seconds: float
 
 
-Event = LoadProgress | Loaded | Progress | PhaseBegan | StepEnd | Output | Finished | Unloaded | Snapshot | Heartbeat
-Event = LoadProgress | Loaded | Planned | Progress | StepEnd | Output | Finished | Unloaded | Snapshot | Heartbeat
+Event = (
+    LoadProgress
+    | Loaded
+    | Planned
+    | Progress
+    | PhaseBegan
+    | StepEnd
+    | Output
+    | Finished
+    | Unloaded
+    | Snapshot
+    | Heartbeat
+)
 
 
 # Ends

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-import diffusers
 import torch
 from denoised.errors import DenoisedError, NotAPipelineError, TaskNotSupportedError
 from denoised_server.messages import (
@@ -29,7 +26,7 @@ from diffusers.loaders import single_file
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
-from . import components, families, features, fit, noise_schedulers, overrides, parts
+from . import checkpoint, components, families, features, fit, noise_schedulers, overrides
 from .adaptation import Adaptation
 from .adapter_methods import loaded_adapters
 from .adapters import AdapterStore
@@ -40,11 +37,9 @@ from .downloads import Downloads
 from .dtypes import Dtypes
 from .memory_counts import MemoryCounts
 from .overrides import Weightless
-from .parts import DIFFUSERS_DTYPE, Part
-from .quantization import Quantization
+from .parts import Part
 from .quotation import quote
 from .residency import Residency
-from .single_file import SingleFile
 from .sources import Sources
 from .weights import Digests
 
@@ -213,61 +208,15 @@ class Loader:
         progress: Callable[[LoadProgress], None],
         check_cancelled: Callable[[], None],
     ) -> Live:
-        loader, dtypes = families.auto_class(spec.task), Dtypes.of_spec(spec)
-        spec = replace(spec, use_safetensors=self._sources.rules.use_safetensors(spec.use_safetensors))
-        source = self._sources.pipeline(spec)
-
-        index = _read_index(source.folder)
-        class_name = str(index["_class_name"])
-        self._sources.rules.check_checkpoint(
-            source.folder, {role: entry for role, entry in index.items() if role not in spec.overrides}
-        )
-        self._sources.check_connected(source.folder)
-        families.check_overrides(spec.overrides, class_name, index, spec.task)
-        pipeline_class = getattr(diffusers, class_name, None)
-
-        def from_pretrained(given: Mapping[str, Any]) -> DiffusionPipeline:
-            # For parts without files to tell by, diffusers' own default.
-            by_role = {"default": dtypes.default or torch.float32, **dtypes.by_role}
-            pipeline: DiffusionPipeline = loader.from_pretrained(
-                str(source.folder),
-                **{DIFFUSERS_DTYPE: by_role | {part.role: part.dtype for part in own}},
-                variant=spec.variant or None,
-                use_safetensors=spec.use_safetensors,
-                local_files_only=True,
-                **quantization,
-                **given,
-            )
-            return pipeline
-
-        def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
-            shared = {part.role: ready[part.role] for part in (*own, *beside) if part.role in ready}
-            pipeline = read({**shared, **overrides.arguments(spec.overrides, ready)})
-            fit.check(pipeline, spec.task)
-            return pipeline
-
+        found = checkpoint.find(spec, self._sources, self._digests, self._construction)
         try:
-            # `beside` are those that a single file lacks.
-            beside: list[Part] = []
-            quantization: Mapping[str, Any] = {}
-            read: Callable[[Mapping[str, Any]], DiffusionPipeline] = from_pretrained
-            if spec.single_file:
-                file = SingleFile.of_spec(self._sources.single_file(spec), source.folder, class_name, spec)
-                own, beside = file.parts(index, spec, dtypes, self._digests, self._construction)
-                read = partial(file.make, dtypes)
-            else:
-                own = parts.of_checkpoint(source.folder, index, spec, dtypes, self._digests)
-                quantized = Quantization.of_parts(spec.quantization_config, own)
-                own, quantization = quantized.identify(own), quantized.arguments(own)
-            foreign = overrides.find(spec.overrides, pipeline_class, dtypes, self._sources, self._digests)
-            dtypes.check_roles([*index, *(part.role for part in foreign)])
-            pipeline = self._build(user, {}, own, [*beside, *foreign], make, progress, check_cancelled)
+            pipeline = self._build(user, {}, found.own, found.brought, found.make, progress, check_cancelled)
         except DenoisedError:
             raise
         except Exception as error:
-            raise _load_error(spec, class_name, error) from None
+            raise checkpoint.load_error(found.spec, found.class_name, error) from None
         task = spec.task or families.task_of(pipeline)
-        return Live(pipeline, pipeline, task, dtypes, self._describe(pipeline), Recipe(spec))
+        return Live(pipeline, pipeline, task, found.dtypes, self._describe(pipeline), Recipe(found.spec))
 
     def _from_pipe(
         self,
@@ -434,30 +383,3 @@ class _Report:
 
     def _load(self, original: Callable[..., Any], *args: Any, name: str = "", **kwargs: Any) -> Any:
         return self.over(name, lambda: original(*args, name=name, **kwargs))
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-        if not isinstance(index.get("_class_name"), str):
-            raise TypeError
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise NotAPipelineError(
-            "The checkpoint's model_index.json cannot be read, or names no pipeline class.",
-            hint="Download or save the checkpoint again.",
-        ) from None
-    return dict(index)
-
-
-def _load_error(spec: Spec, class_name: str, error: Exception) -> DenoisedError:
-    """What diffusers raised while loading, as one of ours."""
-    logger.debug("loading %s failed", spec.repo_id, exc_info=error)
-    if isinstance(error, ValueError) and "AutoPipeline can't find" in str(error):
-        return TaskNotSupportedError(
-            f"{spec.repo_id!r} is a {class_name}, which diffusers does not map to {spec.task}.",
-            hint=families.supported(class_name),
-        )
-    return NotAPipelineError(
-        f"diffusers cannot load {spec.repo_id!r}: {quote(error)}.",
-        hint="Check that the checkpoint is complete and that the daemon's diffusers is recent enough for it.",
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -49,6 +50,13 @@ class Sources:
     ) -> None:
         dirs = tuple(root.expanduser().resolve() for root in (*map(Path, allowed), *EMBEDDED.values()))
         self.rules = SourceRules(dirs, self.hub_cache, tuple(repos), pinned, allow_pickle)
+
+    def with_cache(self, hub_cache: Path) -> Sources:
+        """The same rules over another cache of the Hub's, into which `fetch` is to bring what is looked at."""
+        other = copy.copy(self)
+        other.hub_cache = hub_cache
+        other.rules = replace(self.rules, dirs=(*self.rules.dirs, self.hub_cache), hub_cache=hub_cache)
+        return other
 
     def fetch(self, recipe: Recipe, downloads: Downloads) -> Recipe:
         """Downloads what of the recipe is on the Hub, and returns the recipe with the commits it is at."""

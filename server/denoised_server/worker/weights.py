@@ -126,14 +126,20 @@ def _configuration(path: Path) -> str:
 class Digests:
     """Content digests of files, each computed once for as long as the file stays as it is."""
 
-    def __init__(self, hub_cache: Path) -> None:
-        self._hub_cache = hub_cache
+    def __init__(self, *hub_caches: Path) -> None:
+        self._hub_caches = hub_caches
         self._known: dict[tuple[str, int, int], str] = {}
+
+    def with_cache(self, hub_cache: Path) -> Digests:
+        """The same memory, where files of another cache of the Hub's are believed too."""
+        other = Digests(*self._hub_caches, hub_cache)
+        other._known = self._known
+        return other
 
     def of_file(self, path: Path) -> str:
         """SHA-256, hexadecimal. The Hub's cache names blobs by it, so those are not read; other names prove nothing."""
         real = path.resolve()
-        is_blob = real.parent.name == "blobs" and real.is_relative_to(self._hub_cache)
+        is_blob = real.parent.name == "blobs" and any(real.is_relative_to(cache) for cache in self._hub_caches)
         if is_blob and re.fullmatch(r"[0-9a-f]{64}", real.name):
             return real.name
         state = real.stat()
