@@ -62,6 +62,7 @@ class Hub:
         repositories: By "owner/name".
         requests: Every request so far, as "GET /path".
         authorizations: The Authorization headers of all requests.
+        sent_bytes: Bytes of files that were sent, or begun to be.
         failing: A status that every request is answered with, such as 500; None for none.
         hang_after: Bytes of a large file after which the connection stalls until `released`; None for never.
         cut_after: Bytes of a large file after which the connection is closed, the next time only; None for never.
@@ -73,6 +74,7 @@ class Hub:
         self.repositories = {name: Repository(folder) for name, folder in repositories.items()}
         self.requests: list[str] = []
         self.ranges: list[str] = []
+        self.sent_bytes = 0
         self.authorizations: list[str] = []
         self.failing: int | None = None
         self.hang_after: int | None = None
@@ -160,18 +162,20 @@ class Hub:
             return
         data = (repository.folder / path).read_bytes()
         headers |= {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
-        start, status = 0, 200
+        start, end, status = 0, len(data), 200
         if (wanted := handler.headers.get("Range")) is not None and handler.command == "GET":
             self.ranges.append(wanted)
-            start, status = int(re.findall(r"\d+", wanted)[0]), 206
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            first, *last = map(int, re.findall(r"\d+", wanted))
+            start, end, status = first, min([len(data), *(position + 1 for position in last)]), 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(data) - start))
+        handler.send_header("Content-Length", str(end - start))
         handler.end_headers()
         if handler.command == "GET":
-            self._send_body(handler, data[start:])
+            self.sent_bytes += end - start
+            self._send_body(handler, data[start:end])
 
     def _send_body(self, handler: BaseHTTPRequestHandler, data: bytes) -> None:
         for position in range(0, len(data), CHUNK):

@@ -358,3 +358,39 @@ def test_half_precision_of_a_repository_is_kept_where_that_is_asked_for(
         loaded = load(client, "owner/half", variant="fp16", dtype="auto")
         assert {part.dtype for part in loaded.components.values() if part.digest} == {"float16"}
         assert all("fp16" in line for line in hub.downloads(".safetensors"))
+
+
+def test_a_plan_knows_what_is_on_the_hub_by_its_headers(
+    daemon: Daemon, hub: Hub, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    hub.add("o/sd", folders["sd"])
+    hub.add("o/net", folders["net"])
+    hub.add("o/single", single_file.save(folders["sd"], tmp_path / "single" / "all.safetensors").parent)
+    hub.add("o/gated", folders["other"], gated=True, tokens={TOKEN})
+    with Client(daemon.target) as client:
+        plan = client.plan("o/sd")
+        weights = sum(path.stat().st_size for path in folders["sd"].glob("*/*.safetensors"))
+        assert (plan.outcome, plan.download_bytes) == ("fits", weights)
+        assert hub.sent_bytes < weights / 10
+        assert not list((tmp_path / "cache").rglob("*.safetensors")), "nothing of it is kept"
+        with_net = client.plan("o/sd", overrides={"controlnet": denoised.ControlNetModel.from_pretrained("o/net")})
+        assert {part.role for part in with_net.components} - {part.role for part in plan.components} == {"controlnet"}
+        single = client.plan("o/single", single_file="all.safetensors", config="o/sd")
+        assert {part.role for part in single.components} == {part.role for part in plan.components}
+        with pytest.raises(errors.GatedRepoError):
+            client.plan("o/gated")
+        assert client.plan("o/gated", hub_token=TOKEN).new_bytes == plan.new_bytes
+        with pytest.raises(errors.RepoNotFoundError):
+            client.plan("o/sd", local_files_only=True)
+        with pytest.raises(errors.RepoNotFoundError):
+            client.plan("o/absent")
+        pipe = client.load("o/sd")
+        assert {part.digest for part in plan.components} == {
+            part.digest for part in pipe.components.values() if part.digest
+        }
+        again = client.plan("o/sd")
+        assert (again.new_bytes, again.shared_bytes, again.download_bytes) == (0, plan.new_bytes, 0)
+        assert client.plan("o/sd", local_files_only=True) == again
+        # What a fine-tune has in common is known before a byte of it comes.
+        tuned = client.plan("o/gated", hub_token=TOKEN)
+        assert {part.role for part in tuned.components if not part.held} == {"unet"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ from .parts import Part
 from .quotation import quote
 from .residency import Residency
 from .sources import Sources
+from .tiers import Bandwidths, Tier
 from .weights import Digests
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,8 @@ class Loader:
         self._store, self._residency, self._sources, self._adapters = store, residency, sources, adapters
         self._construction, self._device = construction, device
         self._digests, self._counts = digests, counts
+        # Of whole loads, with the building of modules, which takes its time too.
+        self.speed = Bandwidths()
 
     def fetch(
         self,
@@ -282,6 +286,7 @@ class Loader:
         try:
             report = _Report(weighing, reservation.shared_bytes - sum(kept.values()), progress, check_cancelled)
             ready: dict[str, Any] = {}
+            began = time.monotonic()
             with self._construction.loading(), report:
                 for part in foreign:
                     if isinstance(part, Weightless):
@@ -296,6 +301,7 @@ class Loader:
             check_cancelled()
             progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
             self._hold(user, pipeline, weighing, reservation.below, measured)
+            self.speed.learn(Tier.DISK, reservation.new_bytes, time.monotonic() - began)
             if not reservation.below:
                 self._counts.estimated("weights", reservation.new_bytes, sum(measured.values()))
         finally:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from denoised.errors import DenoisedError, InternalError, NeverFitsError, NoRoomError
-from denoised_server.messages import Keep
+from denoised_server.messages import HeldComponent, Keep, Outcome
 from torch import nn
 
 from . import absence, eviction, tensors
@@ -83,6 +83,18 @@ class Reservation:
     new_bytes: int
     shared_bytes: int
     below: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """What reserving room would come to: who would leave, and the figures that it follows from, in bytes."""
+
+    outcome: Outcome
+    new_bytes: int
+    free_bytes: int
+    evictable_bytes: int
+    budget_bytes: int
+    leaving: tuple[HeldComponent, ...]
 
 
 class Residency:
@@ -210,12 +222,8 @@ class Residency:
                 new = {digest: size for digest, size in components.items() if digest not in self._store}
                 shared = sum(components.values()) - sum(new.values())
                 self._check(new, sum(components.values()))
-                room, fitting = self._ledger.free_bytes + self._idle_bytes(spared), dict[str, int]()
-                if for_call:
-                    room = max(room, sum(new.values()))
-                for digest, size in new.items():
-                    if sum(fitting.values()) + size <= room:
-                        fitting[digest] = size
+                room = self._ledger.free_bytes + self._idle_bytes(spared)
+                fitting = _fitting(new, max(room, sum(new.values())) if for_call else room)
                 short = sum(fitting.values()) - max(0, self._ledger.free_bytes)
                 if short <= 0:
                     plan = self._ledger.plan(fitting)
@@ -226,6 +234,34 @@ class Residency:
                     raise _no_room(sum(new.values()), self._ledger)
             # What cannot leave after all is not asked again.
             spared |= {held for held in leaving if not self._evict(held, "room", in_turn=False)}
+
+    def foresee(self, components: Mapping[str, int]) -> Foresight:
+        """What reserving these components, bytes by digest, would come to. Nothing is promised and nobody leaves."""
+        with self._changed:
+            new = {digest: size for digest, size in components.items() if digest not in self._store}
+            free, evictable, budget = max(0, self._ledger.free_bytes), self.evictable_bytes, self._ledger.budget_bytes
+            largest, leaving = max(new.values(), default=0), list[HeldComponent]()
+            if largest > budget:
+                outcome = Outcome.NEVER_FITS
+            elif largest > free + evictable:
+                outcome = Outcome.NO_ROOM
+            else:
+                fitting = _fitting(new, free + self._idle_bytes(()))
+                leaving = self._leaving(sum(fitting.values()) - free)
+                outcome = Outcome.EVICTS if leaving else Outcome.FITS
+                if len(fitting) < len(new):
+                    outcome = Outcome.TAKES_TURNS
+        return Foresight(outcome, sum(new.values()), free, evictable, budget, tuple(leaving))
+
+    def _leaving(self, short: int) -> list[HeldComponent]:
+        """Who would leave for a load that lacks so many bytes."""
+        there = {held.digest: held for held in self._store.all()}
+        found = eviction.choose(map(self._resident, there.values()), short, time.monotonic(), for_call=False)
+        return [
+            HeldComponent(each.digest, type(held.module).__name__, each.size, tuple(sorted(held.users)), held.tier)
+            for each in found or ()
+            if (held := there[each.digest])
+        ]
 
     def is_short(self, components: Mapping[str, int]) -> bool:
         """Whether there is no room for them as things are."""
@@ -643,6 +679,15 @@ class Residency:
     def _stays(self, held: Held) -> bool:
         is_stuck = not held.cargo.slots or not (held.can_reread or self._host_bytes > 0)
         return held.tier is Tier.DEVICE and (is_stuck or self._tenants.pin(held.users))
+
+
+def _fitting(new: Mapping[str, int], room: int) -> dict[str, int]:
+    """What of it has so much room, in its order."""
+    fitting = dict[str, int]()
+    for digest, size in new.items():
+        if sum(fitting.values()) + size <= room:
+            fitting[digest] = size
+    return fitting
 
 
 def _no_room(needed: int, ledger: Ledger, evictable: int = 0) -> NoRoomError:

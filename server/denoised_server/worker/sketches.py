@@ -11,6 +11,7 @@ import logging
 import struct
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -92,14 +93,14 @@ class Sketches(Downloads):
                 if PurePosixPath(name).name in DESCRIPTIONS:
                     hf_hub_download(repo_id, name, revision=info.sha, token=self._token, cache_dir=self.cache)
             for name in choose(sorted(files)):
-                blob = self._blob(folder.name, files[name], lambda name=name: self._header(repo_id, info.sha, name))
+                blob = self._blob(folder.name, files[name], partial(self._header, repo_id, info.sha, name))
                 link = folder / "snapshots" / str(info.sha) / name
                 if not link.exists():
                     link.parent.mkdir(parents=True, exist_ok=True)
                     link.symlink_to(blob)
             return str(folder / "snapshots" / str(info.sha))
 
-        return self._run(repo_id, revision, draw)
+        return self._run(repo_id, revision, draw, Path.is_dir)
 
     def _blob(self, repository: str, file: Any, header: Callable[[], tuple[bytes, int]]) -> Path:
         """The weight file that the cache has, or one like it that has nothing after its header."""

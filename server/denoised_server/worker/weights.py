@@ -7,6 +7,7 @@ import json
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,17 @@ def dtype_of(paths: Iterable[Path]) -> str:
                 if (found := TORCH_NAMES.get(str(tensor.get("dtype")))) is not None:
                     return found
     return "float32"
+
+
+def stored_bytes(paths: Iterable[Path]) -> dict[str, int]:
+    """Bytes of tensors by safetensors' element types; pickled files are left out."""
+    stored = Counter[str]()
+    for path in paths:
+        if path.suffix == ".safetensors":
+            for tensor in header(path).values():
+                begin, end = tensor["data_offsets"]
+                stored[str(tensor["dtype"])] += end - begin
+    return dict(stored)
 
 
 def memory_bytes(path: Path, item_bytes: int) -> int:

@@ -40,6 +40,7 @@ from denoised_server.messages import (
     Load,
     Loaded,
     MemoryStats,
+    Plan,
     Ready,
     Recipe,
     Reply,
@@ -72,6 +73,7 @@ from .loading import Live, Loader, Wanted
 from .memory_counts import MemoryCounts
 from .observations import Observations
 from .overrides import bring_weights
+from .planning import Planner
 from .recovery import Recovery
 from .residency import Residency
 from .sources import EMBEDDED, Sources
@@ -150,6 +152,7 @@ class Worker:
         self._loader = Loader(
             self._store, residency, sources, self._adapters, construction, self._device, digests, self._memory_counts
         )
+        self._planner = Planner(self._store, residency, sources, construction, digests, self._loader.speed)
         self._engine = Engine(
             construction,
             residency,
@@ -199,6 +202,8 @@ class Worker:
         match command:
             case Load():
                 self._downloads.submit(self._fetch, task, command.recipe, command.access, self._load)
+            case Plan():
+                self._downloads.submit(self._answer, task, lambda: self._plan(task, command))
             case Derive(derivation=Derivation() as derivation) if bring_weights(derivation.overrides):
                 # What reads weights takes its turn with loads.
                 self._downloads.submit(self._fetch, task, derivation, command.access, self._derive)
@@ -296,6 +301,9 @@ class Worker:
             self._end(task, _bare(raised))
         else:
             self._loads.submit(self._answer, task, lambda: build(task, fetched))
+
+    def _plan(self, task: _Task, command: Plan) -> Sequence[Event]:
+        return (self._planner.plan(command.recipe, command.access, lambda: self._check_cancelled(task)),)
 
     def _load(self, task: _Task, recipe: Recipe) -> Sequence[Event]:
         name = task.command.pipeline
