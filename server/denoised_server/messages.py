@@ -602,6 +602,7 @@ class MemoryStats:
     idle last, `unreclaimed_bytes` are of components that were let go of and are still there. `evictions` counts by
     reason and by the tier that was left, `recoveries` counts by the rung that helped a call which ran out of memory.
     `estimate_ratios` observes what was measured over what was estimated, of "weights" and of the "working_set".
+    `arrivals` observes by tier the seconds that bringing a component from there took, `arrived_bytes` counts its bytes.
     """
 
     working_set_bytes: int = 0
@@ -616,6 +617,8 @@ class MemoryStats:
     eviction_ages: Histogram | None = None
     recoveries: Mapping[str, int] = field(default_factory=dict)
     estimate_ratios: Mapping[str, Histogram] = field(default_factory=dict)
+    arrivals: Mapping[str, Histogram] = field(default_factory=dict)
+    arrived_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

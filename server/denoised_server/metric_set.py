@@ -39,6 +39,7 @@ BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # From a fast disk to one that hardly answers.
 JOURNAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 AGES = (1, 5, 15, 60, 300, 900, 3600, 14_400, 86_400)
+ARRIVAL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 0.98, 1.02, 1.1, 1.25, 1.5, 2, 4)
 STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -193,6 +194,21 @@ EVICTION_AGE = _define(
     WORKER,
     unit="seconds",
     buckets=AGES,
+)
+ARRIVAL_TIME = _define(
+    "arrival_seconds",
+    Kind.HISTOGRAM,
+    "What bringing a component back to the device took.",
+    WORKER | {"tier": "where it was: `host` or `disk`"},
+    unit="seconds",
+    buckets=ARRIVAL_SECONDS,
+)
+ARRIVED = _define(
+    "arrived_bytes_total",
+    Kind.COUNTER,
+    "Weights that were brought back to the device.",
+    WORKER | {"tier": "where they were: `host` or `disk`"},
+    unit="bytes",
 )
 RECOVERIES = _define(
     "out_of_memory_total",

@@ -45,6 +45,9 @@ class _Counts:
     eviction_ages: messages.Histogram | None = None
     recoveries: Tally[str] = field(default_factory=Tally)
     estimate_ratios: Mapping[str, messages.Histogram] = field(default_factory=dict)
+    # By tier.
+    arrivals: Mapping[str, messages.Histogram] = field(default_factory=dict)
+    arrived_bytes: Tally[str] = field(default_factory=Tally)
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> _Counts:
@@ -65,6 +68,8 @@ class _Counts:
             eviction_ages=memory.eviction_ages,
             recoveries=Tally(memory.recoveries),
             estimate_ratios=memory.estimate_ratios,
+            arrivals=memory.arrivals,
+            arrived_bytes=Tally(memory.arrived_bytes),
         )
 
     def __add__(self, other: _Counts) -> _Counts:
@@ -84,11 +89,9 @@ class _Counts:
             evictions=_sum(self.evictions, other.evictions),
             eviction_ages=_add(self.eviction_ages, other.eviction_ages),
             recoveries=_sum(self.recoveries, other.recoveries),
-            estimate_ratios={
-                name: seen
-                for name in {*self.estimate_ratios, *other.estimate_ratios}
-                if (seen := _add(self.estimate_ratios.get(name), other.estimate_ratios.get(name)))
-            },
+            estimate_ratios=_add_all(self.estimate_ratios, other.estimate_ratios),
+            arrivals=_add_all(self.arrivals, other.arrivals),
+            arrived_bytes=_sum(self.arrived_bytes, other.arrived_bytes),
         )
 
 
@@ -168,6 +171,7 @@ class Reports(Collector):
             (metric_set.BATCH_STOPS, lambda counts: _by_label(counts.batch_stops)),
             (metric_set.DEVICE_SECONDS, lambda counts: _by_label(counts.device_seconds)),
             (metric_set.EVICTIONS, lambda counts: {(*labels,): times for labels, times in counts.evictions.items()}),
+            (metric_set.ARRIVED, lambda counts: _by_label(counts.arrived_bytes)),
             (metric_set.RECOVERIES, lambda counts: _by_label(counts.recoveries)),
         )
         for definition, get in counters:
@@ -190,17 +194,27 @@ class Reports(Collector):
                 seen = get(report.counts) or messages.Histogram(bounds, (0,) * len(bounds), 0, 0.0)
                 _observe(family, [worker], seen)
             yield family
-        definition = metric_set.ESTIMATE_RATIO
-        ratios = HistogramMetricFamily(definition.name, definition.text, labels=list(definition.labels))
-        for worker, report in reports:
-            for estimate, seen in sorted(report.counts.estimate_ratios.items()):
-                _observe(ratios, [worker, estimate], seen)
-        yield ratios
+        labelled: Sequence[tuple[metric_set.Definition, Callable[[_Counts], Mapping[str, messages.Histogram]]]] = (
+            (metric_set.ESTIMATE_RATIO, lambda counts: counts.estimate_ratios),
+            (metric_set.ARRIVAL_TIME, lambda counts: counts.arrivals),
+        )
+        for definition, get_all in labelled:
+            family = HistogramMetricFamily(definition.name, definition.text, labels=list(definition.labels))
+            for worker, report in reports:
+                for label, each in sorted(get_all(report.counts).items()):
+                    _observe(family, [worker, label], each)
+            yield family
 
 
 def _observe(family: HistogramMetricFamily, labels: Sequence[str], seen: messages.Histogram) -> None:
     buckets = [(repr(bound), count) for bound, count in zip(seen.bounds, seen.counts, strict=True)]
     family.add_metric(labels, [*buckets, ("+Inf", seen.count)], seen.sum)
+
+
+def _add_all(
+    one: Mapping[str, messages.Histogram], other: Mapping[str, messages.Histogram]
+) -> dict[str, messages.Histogram]:
+    return {name: seen for name in {*one, *other} if (seen := _add(one.get(name), other.get(name)))}
 
 
 def _by_label(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:

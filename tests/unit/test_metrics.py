@@ -11,7 +11,7 @@ from denoised.values import Artifact
 from denoised_server.course import extent
 from denoised_server.exposition import MetricsServer
 from denoised_server.messages import HeldComponent, Histogram, MemoryStats, MethodStats, Output, Snapshot
-from denoised_server.metric_set import DEFINITIONS, ESTIMATE_RATIO, EVICTION_AGE
+from denoised_server.metric_set import ARRIVAL_TIME, DEFINITIONS, ESTIMATE_RATIO, EVICTION_AGE
 from denoised_server.metrics import MAX_MODELS, Metrics, alias
 from denoised_server.observer import Course
 from denoised_server.worker.tallies import Lone
@@ -47,6 +47,8 @@ SNAPSHOT = Snapshot(
         evictions={"room": {"device": 2, "host": 0}},
         eviction_ages=Histogram(tuple(map(float, EVICTION_AGE.buckets)), (0, 1, *(2,) * 7), 2, 17.0),
         recoveries={"split": 1, "none": 0},
+        arrivals={"disk": Histogram(tuple(map(float, ARRIVAL_TIME.buckets)), (*(0,) * 5, *(2,) * 8), 2, 0.4)},
+        arrived_bytes={"disk": 2000},
         estimate_ratios={
             "weights": Histogram(tuple(map(float, ESTIMATE_RATIO.buckets)), (*(0,) * 4, *(1,) * 7), 1, 0.95),
         },

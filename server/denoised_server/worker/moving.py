@@ -10,6 +10,7 @@ import torch
 
 from . import absence
 from .components import Held
+from .memory_counts import MemoryCounts
 from .reclaim import Reclaim
 from .reread import Reread
 from .tiers import Bandwidths, Tier
@@ -20,9 +21,15 @@ class Mover:
     """Does one move at a time for each component. `bring` is called, from any thread, by who uses what is away."""
 
     def __init__(
-        self, device: torch.device, digests: Digests, bandwidths: Bandwidths, bring: Callable[[Held], None]
+        self,
+        device: torch.device,
+        digests: Digests,
+        bandwidths: Bandwidths,
+        counts: MemoryCounts,
+        bring: Callable[[Held], None],
     ) -> None:
-        self._device, self._digests, self._bandwidths, self._bring = device, digests, bandwidths, bring
+        self._device, self._digests, self._bring = device, digests, bring
+        self._bandwidths, self._counts = bandwidths, counts
         self.reclaim = Reclaim()
 
     def can_leave(self, held: Held, *, to_host: bool) -> bool:
@@ -73,7 +80,9 @@ class Mover:
         held.cargo.come_back(buffer)
         absence.end(list(held.shells))
         held.tier = Tier.DEVICE
-        self._bandwidths.learn(tier, held.cargo.size, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._bandwidths.learn(tier, held.cargo.size, seconds)
+        self._counts.arrived(tier, held.cargo.size, seconds)
 
     def _empty(self, held: Held) -> torch.Tensor:
         return torch.empty(held.cargo.buffer_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")

@@ -114,7 +114,7 @@ class Residency:
         self._store, self._ledger, self._construction, self._device = store, ledger, construction, device
         self._counts, self._host_bytes = counts, host_bytes
         self._bandwidths = Bandwidths()
-        self._mover = Mover(device, digests, self._bandwidths, self._bring_now)
+        self._mover = Mover(device, digests, self._bandwidths, counts, self._bring_now)
         self._tenants, self._succession = Tenants(), Succession()
         self._changed = threading.Condition(threading.RLock())
         self._waiting: list[Claim] = []

@@ -561,6 +561,8 @@ class Worker:
             eviction_ages=counts.eviction_ages,
             recoveries=counts.recoveries,
             estimate_ratios=counts.estimate_ratios,
+            arrivals=counts.arrivals,
+            arrived_bytes=counts.arrived_bytes,
         )
 
     def _is_idle(self) -> bool:
