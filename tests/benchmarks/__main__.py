@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("overhead", "concurrency", "coalescing", "derivation", "demo_quality", "serving", "stress")
+NAMES = ("overhead", "concurrency", "coalescing", "derivation", "demo_quality", "serving", "stress", "residency")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ The tensor objects stay the same through all of it: weights that are tied stay t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,16 +40,20 @@ class Slot:
 
 
 class Cargo:
-    """The tensors of a component that can leave the device. What shares its memory with others stays."""
+    """The tensors of a component that can leave the device. What shares its memory with others stays.
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    `without` are tensors that are another component's.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, *, without: Iterable[torch.Tensor] = ()) -> None:
         self._device = device
         names: dict[int, list[str]] = {}
         for listed in (module.named_parameters, module.named_buffers):
             for name, tensor in listed(remove_duplicate=False):
                 for part in tensors.plain(tensor):
                     names.setdefault(id(part), []).append(name)
-        found = tensors.of(module)
+        theirs = {id(tensor) for tensor in without}
+        found = [tensor for tensor in tensors.of(module) if id(tensor) not in theirs]
         storages = Counter(tensor.untyped_storage().data_ptr() for tensor in found)
         self.slots: list[Slot] = []
         self.size = self.buffer_bytes = 0

@@ -53,10 +53,11 @@ class Held:
         return self.weight_bytes if self.tier is Tier.DEVICE else self.weight_bytes - self.cargo.size
 
 
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of the module's distinct storages: tied and viewed weights count once."""
+def weight_bytes(module: nn.Module, without: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes of the module's distinct storages: tied and viewed weights count once, those of others not at all."""
     storages = [tensor.untyped_storage() for tensor in tensors.of(module)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in without}
+    return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in theirs}.values())
 
 
 def is_wrapped(module: nn.Module) -> bool:

@@ -282,8 +282,11 @@ class Residency:
 
         Raises NoRoomError for one that would have to be below but cannot.
         """
-        cargo, uses = Cargo(module, self._device), Uses(time.monotonic())
-        held = Held(digest, module, weight_bytes(module), cargo, uses, frozenset({user}), files)
+        with self._changed:
+            # Some ControlNets are given layers of the denoiser that they steer: those are its own, and move with it.
+            theirs = [tensor for tensor in tensors.of(module) if id(tensor) in self._owners]
+        cargo, size = Cargo(module, self._device, without=theirs), weight_bytes(module, without=theirs)
+        held = Held(digest, module, size, cargo, Uses(time.monotonic()), frozenset({user}), files)
         held.shells.add(module)
         if below:
             to_host = self._make_host_room(held)
@@ -296,7 +299,8 @@ class Residency:
                 if tensor.device != self._device:
                     tensor.data = tensor.data.to(self._device)
         with self._changed:
-            self._owners.update((id(tensor), held) for tensor in tensors.of(module))
+            for tensor in tensors.of(module):
+                self._owners.setdefault(id(tensor), held)
             self._store.add(held)
         return held
 
@@ -315,7 +319,8 @@ class Residency:
             with self._changed:
                 self._changed.wait_for(lambda held=held: not held.is_moving)  # type: ignore[misc]
                 for tensor in tensors.of(held.module):
-                    self._owners.pop(id(tensor), None)
+                    if self._owners.get(id(tensor)) is held:
+                        del self._owners[id(tensor)]
                 for shell in held.shells:
                     self._needs.pop(shell, None)
                 self._ahead.pop(held.digest, None)
@@ -506,6 +511,10 @@ class Residency:
                 self._counts.evicted(reason, Tier.DEVICE, age)
                 logger.info("%s left for %s (%s), unused for %.1f s", _name(held), held.tier, reason, age)
                 finish()
+        except Exception:
+            # It stays, and nobody who waits for others is kept waiting by it.
+            logger.exception("%s could not leave", _name(held))
+            held.can_reread = False
         finally:
             with self._changed:
                 held.is_moving = False
