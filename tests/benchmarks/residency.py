@@ -173,7 +173,7 @@ def _arrivals(daemon: Daemon) -> dict[str, tuple[int, float, float]]:
 
 def draw(pipe: denoised.Pipeline, seed: int = 0) -> None:
     takes = {parameter.name for parameter in pipe.info.parameters}
-    more = {AS_IT_IS: False} if AS_IT_IS in takes else {}
+    more: dict[str, Any] = {AS_IT_IS: False} if AS_IT_IS in takes else {}
     pipe("red apple", seed=seed, **SIZE, **more)
 
 

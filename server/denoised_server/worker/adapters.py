@@ -34,7 +34,7 @@ from torch import nn
 from . import adapter_methods as methods
 from . import ip_adapter, seam
 from .adaptation import Adaptation, File, Step
-from .components import ComponentStore, dtype_name, is_wrapped, place
+from .components import ComponentStore, dtype_name, is_wrapped
 from .construction import Construction
 from .quotation import quote
 from .residency import Reservation, Residency
@@ -226,7 +226,7 @@ class AdapterStore:
             try:
                 with self._construction.loading():
                     module = encoder.load(pipeline.dtype)
-                place(module, pipeline.device)
+                module.to(pipeline.device)
                 held = self._residency.add(encoder.digest, module, user, encoder.files)
                 measured[encoder.digest] = held.device_bytes
             finally:

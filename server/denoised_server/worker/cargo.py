@@ -6,7 +6,6 @@ The tensor objects stay the same through all of it: weights that are tied stay t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
@@ -54,17 +53,20 @@ class Cargo:
                     names.setdefault(id(part), []).append(name)
         theirs = {id(tensor) for tensor in without}
         found = [tensor for tensor in tensors.of(module) if id(tensor) not in theirs]
-        storages = Counter(tensor.untyped_storage().data_ptr() for tensor in found)
+        overlapping = _overlapping(found)
         self.slots: list[Slot] = []
         self.size = self.buffer_bytes = 0
         # What the tensors are parts of at the moment, once they are.
         self._buffer: torch.Tensor | None = None
         for tensor in found:
             size = tensor.numel() * tensor.itemsize
-            is_alone = storages[tensor.untyped_storage().data_ptr()] == 1 and _is_dense(tensor)
+            is_alone = id(tensor) not in overlapping and _is_dense(tensor)
             if is_alone and size > SMALL_BYTES and type(tensor) in (torch.Tensor, nn.Parameter):
                 named = tuple(names[id(tensor)])
                 self._append(Slot(tensor, named, 0, size, tensor.shape, tensor.stride(), tensor.dtype))
+        slotted = {id(slot.tensor) for slot in self.slots}
+        self._others = [tensor for tensor in found if id(tensor) not in slotted]
+        self.other_bytes = sum({each.data_ptr(): each.numel() * each.itemsize for each in self._others}.values())
 
     def _append(self, slot: Slot) -> None:
         alignment = ALIGNMENT[self._device.type]
@@ -78,6 +80,15 @@ class Cargo:
         for slot in slots:
             if slot not in stays:
                 self._append(slot)
+
+    def own(self) -> None:
+        """Copies the weights out of where they were read to, in the host's memory.
+
+        safetensors maps the file: weights would change with it, or take the process down when it is truncated.
+        """
+        self.come_back(self.pack(pinned=False))
+        for tensor in self._others:
+            tensor.data = tensor.data.clone()
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -110,13 +121,26 @@ class Cargo:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether its elements fill its memory, in whatever order."""
+    """Whether its elements fill one stretch of memory, in whatever order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != expected:
             return False
         expected *= size
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+    return True
+
+
+def _overlapping(found: list[torch.Tensor]) -> set[int]:
+    """Tensors that have memory in common with others, by id."""
+    overlapping: set[int] = set()
+    end, before = -1, None
+    for tensor in sorted(found, key=torch.Tensor.data_ptr):
+        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        if before is not None and tensor.data_ptr() < end:
+            overlapping |= {id(before), id(tensor)}
+        if tensor.numel() and (reach := tensor.data_ptr() + extent * tensor.itemsize) > end:
+            end, before = reach, tensor
+    return overlapping
 
 
 def _stand_in(dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ from denoised_server.messages import HeldComponent
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import seam, tensors
+from . import seam
 from .cargo import Cargo
 from .eviction import Uses
 from .reread import Reread
@@ -53,13 +53,6 @@ class Held:
         return self.weight_bytes if self.tier is Tier.DEVICE else self.weight_bytes - self.cargo.size
 
 
-def weight_bytes(module: nn.Module, without: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes of the module's distinct storages: tied and viewed weights count once, those of others not at all."""
-    storages = [tensor.untyped_storage() for tensor in tensors.of(module)]
-    theirs = {tensor.untyped_storage().data_ptr() for tensor in without}
-    return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in theirs}.values())
-
-
 def is_wrapped(module: nn.Module) -> bool:
     """Whether some of its weights have no storage of their own, as quanto's and torchao's have none."""
     return any(is_traceable_wrapper_subclass(parameter) for parameter in module.parameters())
@@ -71,17 +64,6 @@ def dtype_name(module: nn.Module) -> str:
         if parameter.is_floating_point():
             return str(parameter.dtype).removeprefix("torch.")
     return ""
-
-
-def place(module: nn.Module, device: torch.device) -> None:
-    """Moves what was read to the device; to the host's memory as a copy.
-
-    safetensors maps the file: weights would change with it, or take the process down when it is truncated.
-    """
-    if device.type == "cpu":
-        module._apply(torch.clone)
-    else:
-        module.to(device)
 
 
 class ComponentStore:

@@ -330,7 +330,8 @@ class Loader:
                 pipeline.register_modules(**{role: twin})
                 continue
             is_below = digest in below
-            components.place(module, torch.device("cpu") if is_below else self._device)
+            if not is_below:
+                module.to(self._device)
             held = self._residency.add(digest, module, user, files.get(role, ()), below=is_below)
             measured[digest] = held.device_bytes
 

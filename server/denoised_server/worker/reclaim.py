@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 
@@ -14,6 +15,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from . import host_memory
 
 logger = logging.getLogger(__name__)
+
+# A request that has just ended may still be on another thread's stack. Seconds.
+PAUSES = (0.0, 0.01, 0.05, 0.1, 0.2)
 
 
 class Reclaim:
@@ -33,8 +37,11 @@ class Reclaim:
     def settle(self, what: str, let_go: Iterable[tuple[StorageWeakRef, int]]) -> None:
         """Gives the memory back to the system; says what holds on to what does not go."""
         left = [(ref, size) for ref, size in let_go if not ref.expired()]
-        if left:
+        for pause in PAUSES:
+            if not left:
+                break
             gc.collect()
+            time.sleep(pause)
             left = [(ref, size) for ref, size in left if not ref.expired()]
         if left:
             size = sum(size for _, size in left)
@@ -48,11 +55,9 @@ class Reclaim:
 
 def _holders(storages: set[int]) -> str:
     """Kinds of objects that refer to tensors of these storages."""
-    tensors = [
-        each
-        for each in gc.get_objects()
-        if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata in storages
-    ]
+    # By type: asking some objects for their class makes libraries load things.
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    tensors = [each for each in tensors if each.untyped_storage()._cdata in storages]
     kinds = Counter(type(holder).__name__ for each in tensors for holder in gc.get_referrers(each))
     del tensors
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing that Python knows"

@@ -26,7 +26,7 @@ from torch import nn
 
 from . import absence, eviction, tensors
 from .cargo import Cargo
-from .components import ComponentStore, Held, weight_bytes
+from .components import ComponentStore, Held
 from .construction import Construction
 from .eviction import Resident, Uses
 from .ledger import Ledger
@@ -277,15 +277,18 @@ class Residency:
     def add(
         self, digest: str, module: nn.Module, user: str, files: tuple[Path, ...] = (), *, below: bool = False
     ) -> Held:
-        """Enters a component that is on the device; one that is to be below is in the host's memory, and leaves it for
-        its tier.
+        """Enters a component that was moved to the device; one that is to be below is in the host's memory still, and
+        begins on its tier.
 
         Raises NoRoomError for one that would have to be below but cannot.
         """
         with self._changed:
             # Some ControlNets are given layers of the denoiser that they steer: those are its own, and move with it.
             theirs = [tensor for tensor in tensors.of(module) if id(tensor) in self._owners]
-        cargo, size = Cargo(module, self._device, without=theirs), weight_bytes(module, without=theirs)
+        cargo = Cargo(module, self._device, without=theirs)
+        if below or self._device.type == "cpu":
+            cargo.own()
+        size = cargo.size + cargo.other_bytes
         held = Held(digest, module, size, cargo, Uses(time.monotonic()), frozenset({user}), files)
         held.shells.add(module)
         if below:
