@@ -42,6 +42,7 @@ from .job import Job
 from .manifest import Manifest
 from .pipeline import Pipeline
 from .plan import Plan, PlannedComponent, PlannedEviction
+from .preview import Preview
 from .result import PipelineOutput, Timings
 from .stream import Stream
 from .version import __version__
@@ -75,6 +76,7 @@ __all__ = [
     "Plan",
     "PlannedComponent",
     "PlannedEviction",
+    "Preview",
     "ResourceError",
     "Stream",
     "TaskNotSupportedError",

@@ -11,6 +11,7 @@ from .adapter import Adapters
 from .callbacks import Callbacks
 from .errors import InternalError, InvalidFieldError, UnsupportedError
 from .noise_scheduler import NoiseSchedulerLike, to_message
+from .preview import Previews
 from .progress import DenoisingBar
 from .result import PipelineOutput, assemble
 from .units import to_duration
@@ -42,6 +43,7 @@ class Call:
         loaded_adapters: Sequence[str],
         noise_scheduler: NoiseSchedulerLike | None,
         target: str,
+        previews: Previews | None = None,
     ) -> None:
         named = arguments.by_name([parameter.name for parameter in parameters], positional, keywords)
         self._output_type = _output_type(named.pop("output_type", _default_output_type(parameters)))
@@ -49,6 +51,7 @@ class Call:
         self._returns_dict = bool(named.pop("return_dict", True))
         self.callbacks = Callbacks(named)
         self._completed_steps = 0
+        self._previews = previews
         self._outputs: list[pb.Output] = []
         self._summary: pb.Summary | None = None
 
@@ -76,6 +79,8 @@ class Call:
             target=target,
         )
         arguments.add_arguments(self.request, named)
+        if previews is not None:
+            previews.ask(self.request)
 
     @property
     def start(self) -> pb.GenerateInteractivelyRequest:
@@ -93,6 +98,9 @@ class Call:
                 self._report(pipeline, event.progress.completed_steps)
             case "phase_began":
                 bar.enter(event.phase_began.phase)
+            case "preview":
+                if self._previews is not None:
+                    self._previews.show(event.preview)
             case "output":
                 self._outputs.append(event.output)
             case "summary":

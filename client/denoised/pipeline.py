@@ -21,6 +21,7 @@ from .job import Job
 from .noise_scheduler import NoiseSchedulerLike
 from .pipeline_adapters import PipelineAdapters
 from .pipeline_settings import PipelineSettings
+from .preview import OnPreview, Previews
 from .progress import DenoisingBar, bar_over
 from .result import PipelineOutput
 from .units import Ttl, to_duration
@@ -82,6 +83,9 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         frames_per_second: float | None = ...,
         adapters: Adapters | None = ...,
         noise_scheduler: NoiseSchedulerLike | None = ...,
+        preview: int | None = ...,
+        on_preview: OnPreview | None = ...,
+        preview_size: int = ...,
         embed_manifest: bool = ...,
         return_dict: Literal[True] = ...,
         **kwargs: Any,
@@ -100,6 +104,9 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         quality: int | None = ...,
         adapters: Adapters | None = ...,
         noise_scheduler: NoiseSchedulerLike | None = ...,
+        preview: int | None = ...,
+        on_preview: OnPreview | None = ...,
+        preview_size: int = ...,
         **kwargs: Any,
     ) -> tuple[Any, ...]: ...
 
@@ -116,6 +123,9 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         quality: int | None = ...,
         adapters: Adapters | None = ...,
         noise_scheduler: NoiseSchedulerLike | None = ...,
+        preview: int | None = ...,
+        on_preview: OnPreview | None = ...,
+        preview_size: int = ...,
         **kwargs: Any,
     ) -> PipelineOutput | tuple[Any, ...]: ...
 
@@ -131,6 +141,9 @@ class Pipeline(PipelineAdapters, PipelineSettings):
         frames_per_second: float | None = None,
         adapters: Adapters | None = None,
         noise_scheduler: NoiseSchedulerLike | None = None,
+        preview: int | None = None,
+        on_preview: OnPreview | None = None,
+        preview_size: int = 256,
         embed_manifest: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -163,6 +176,10 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             adapters: LoRAs for this call in place of those of the pipeline: `denoised.Adapter`s, names of loaded ones,
                 or names with their scales. An empty list switches the pipeline's off.
             noise_scheduler: For this call alone, as for `set_scheduler`. Defaults to the pipeline's.
+            preview: A picture of what is being made after every so many steps: for `on_preview`, else shown live in a
+                notebook. A pipeline learns how to make them from the first images that it decodes.
+            on_preview: Called with each `denoised.Preview`: a PIL image, and steps done. One that is slow gets fewer.
+            preview_size: Length of a preview's longer side, from 16 to 1024 pixels.
             embed_manifest: Whether images of output type "pil" are saved with how they were made: as PNG, JPEG or
                 WebP, for `denoised reproduce`.
             **kwargs: Arguments by name.
@@ -177,6 +194,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             DeadlineExceededError: It took longer than `timeout`, or would have.
             UnavailableError: The daemon or its worker went away.
         """
+        previews = Previews(preview, on_preview, preview_size)
         call = Call(
             self.name,
             self._info.parameters,
@@ -193,6 +211,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             loaded_adapters=[loaded.name for loaded in self._info.adapters],
             noise_scheduler=noise_scheduler,
             target=self._client.target,
+            previews=previews,
         )
         self._interrupt = False
         config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
@@ -208,6 +227,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
                             raise GenerationInterruptedError("The generation was stopped before its last step.")
         finally:
             bar.close()
+            previews.close()
         return call.result()
 
     def submit(

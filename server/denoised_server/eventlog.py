@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -30,6 +30,8 @@ class EventLog(Generic[T]):
         self._is_ended = False
         self._error: Exception | None = None
         self._news = Condition()
+        self._shown: dict[Hashable, tuple[int, Numbered[T]]] = {}
+        self._show_count = 0
 
     @property
     def entries(self) -> tuple[Numbered[T], ...]:
@@ -54,6 +56,16 @@ class EventLog(Generic[T]):
             self._entries.append(Numbered(self._sequence, event))
             self._news.notify()
 
+    def show(self, key: Hashable, event: T) -> None:
+        """Gives an event to those readers who have read all others, in place of the last one with the same key.
+
+        It is not kept, nor counted: who is late, or comes back, does without.
+        """
+        if not self._is_ended:
+            self._show_count += 1
+            self._shown[key] = self._show_count, Numbered(self._sequence, event)
+            self._news.notify()
+
     def end(self, error: Exception | None = None) -> None:
         """Lets readers have what is there, then stop or raise. The first end counts."""
         if not self._is_ended:
@@ -62,6 +74,7 @@ class EventLog(Generic[T]):
 
     async def read(self, after: int = 0) -> AsyncGenerator[Numbered[T], None]:
         """What comes after an event, from the first one on; then what happens."""
+        seen = self._show_count
         position = len(self._entries) - len(list(behind(self._entries, after)))
         while True:
             while position < len(self._entries):
@@ -69,13 +82,18 @@ class EventLog(Generic[T]):
                 yield self._entries[position - 1]
             if self._is_ended:
                 break
-            await self._news.until(partial(self._has_more, position))
+            if fresh := [shown for shown in self._shown.values() if shown[0] > seen]:
+                # One at a time, and the oldest first: what comes meanwhile goes before.
+                seen, entry = min(fresh, key=lambda shown: shown[0])
+                yield entry
+                continue
+            await self._news.until(partial(self._has_more, position, seen))
         if self._error is not None:
             # A copy: each reader adds its own traceback to what it raises.
             raise copy.copy(self._error)
 
-    def _has_more(self, position: int) -> bool:
-        return position < len(self._entries) or self._is_ended
+    def _has_more(self, position: int, seen: int) -> bool:
+        return position < len(self._entries) or seen < self._show_count or self._is_ended
 
 
 def behind(entries: Iterable[Numbered[T]], after: int) -> Iterable[Numbered[T]]:

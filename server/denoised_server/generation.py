@@ -17,7 +17,7 @@ from .course import CourseNotes
 from .eventlog import EventLog
 from .forecast import UNKNOWN, Cost, Demand
 from .handles import Handle
-from .messages import Finished, Generate, Loaded, Output, PhaseBegan, Progress, Ready, Recipe, StepEnd
+from .messages import Finished, Generate, Loaded, Output, PhaseBegan, Preview, Progress, Ready, Recipe, StepEnd
 from .pace import Pace
 from .replays import Deaths
 
@@ -99,7 +99,7 @@ class Summary:
     replays: int = 0
 
 
-GenerationEvent = Started | Queued | Progress | PhaseBegan | StepEnd | Output | Summary
+GenerationEvent = Started | Queued | Progress | PhaseBegan | Preview | StepEnd | Output | Summary
 
 
 @codec.kept
@@ -273,7 +273,7 @@ class Generation:
         done, total = (progress.completed_steps, progress.total_steps) if progress else (0, 0)
         return self._pace.end(done, total, time.time())
 
-    def advance(self, event: Progress | PhaseBegan | Output) -> bool:
+    def advance(self, event: Progress | PhaseBegan | Preview | Output) -> bool:
         """Passes an event on; says whether it is new. A replay begins with what has been seen before."""
         match event:
             case Progress():
@@ -286,6 +286,8 @@ class Generation:
                 if self.progress and event.completed_steps < self.progress.completed_steps:
                     return False
                 self.log.put(replace(event, expected_end_time=self._expect(self.progress)), at_least=None)
+            case Preview():
+                self.log.show(event.index, event)
             case Output():
                 place = (event.field, event.group, event.index)
                 if place in self._delivered:

@@ -37,7 +37,7 @@ from .forecast import Forecast
 from .gate import Gate
 from .generation import Generation, GenerationEvent, GenerationView, Making, Started, Summary, Terms
 from .handles import MAX_REQUEST_ID, Handle
-from .messages import Finished, Generate, Output, PhaseBegan, Progress, Ready, Reply, StepEnd
+from .messages import Finished, Generate, Output, PhaseBegan, Preview, Progress, Ready, Reply, StepEnd
 from .observer import Observer
 from .paging import page
 from .quotas import Quotas
@@ -423,7 +423,7 @@ class Generations:
                     case Progress() | Output():
                         if generation.advance(event):
                             generation.notes.note(event)
-                    case PhaseBegan():
+                    case PhaseBegan() | Preview():
                         generation.advance(event)
                     case StepEnd():
                         if not generation.hears:

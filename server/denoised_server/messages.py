@@ -249,8 +249,16 @@ class Callback:
 
 
 @dataclass(frozen=True, slots=True)
+class PreviewOptions:
+    """A preview after every so many steps, its longer side so many pixels long."""
+
+    step_interval: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
-    """Run a pipeline. Answered by PhaseBegan, Progress and Output, then Finished; by StepEnd where a callback waits.
+    """Run a pipeline. Answered by PhaseBegan, Progress, Preview, Output and Finished; by StepEnd if a callback waits.
 
     `method` is "encode_prompt" to run that instead of `__call__`; what it returns comes as fields "output_0" and so on.
 
@@ -281,6 +289,7 @@ class Generate:
     method: str = ""
     client: str = ""
     timeout: float | None = None
+    preview: PreviewOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,6 +428,16 @@ class PhaseBegan:
     phase: str
     completed_steps: int
     expected_end_time: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What an output, by its index, looks like after so many steps."""
+
+    index: int
+    completed_steps: int
+    total_steps: int
+    artifact: Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -666,6 +685,7 @@ Event = (
     | Planned
     | Progress
     | PhaseBegan
+    | Preview
     | StepEnd
     | Output
     | Finished

@@ -86,4 +86,4 @@ def refusal() -> RequestKillsWorkerError:
 
 def _anyhow(command: Generate) -> Generate:
     """What does not make it another request: how soon it runs, and in what form its outputs travel."""
-    return replace(command, priority=0, media_type="", quality=0)
+    return replace(command, priority=0, media_type="", quality=0, preview=None)

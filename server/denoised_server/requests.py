@@ -30,6 +30,7 @@ from .messages import (
     Generate,
     NoiseScheduler,
     PipelineSettings,
+    PreviewOptions,
     Reply,
     Spec,
 )
@@ -41,6 +42,8 @@ MAX_DEPTH = 8
 MAX_ITEMS = 10_000
 MAX_ADAPTERS = 32
 WATCH_SECONDS = 1.0
+PREVIEW_SIZE, PREVIEW_SIZES = 256, (16, 1024)
+STEP_INTERVALS = (1, 1000)
 TASKS: Mapping[int, str] = {
     pipeline_service_pb2.TASK_UNSPECIFIED: "",
     pipeline_service_pb2.TASK_TEXT_TO_IMAGE: "text-to-image",
@@ -237,7 +240,20 @@ def generate(request: generation_service_pb2.GenerateRequest, left: float | None
         else None,
         adapters=_adapters(request),
         timeout=_timeout(request, left),
+        preview=_preview(request.preview) if request.HasField("preview") else None,
     )
+
+
+def _preview(message: generation_service_pb2.PreviewOptions) -> PreviewOptions:
+    size = message.size or PREVIEW_SIZE
+    for name, value, bounds in (
+        ("step_interval", message.step_interval, STEP_INTERVALS),
+        ("size", size, PREVIEW_SIZES),
+    ):
+        low, high = bounds
+        if not low <= value <= high:
+            raise InvalidFieldError.of(f"preview.{name}", f"{value} is out of bounds.", hint=f"From {low} to {high:,}.")
+    return PreviewOptions(message.step_interval, size)
 
 
 def _timeout(request: generation_service_pb2.GenerateRequest, left: float | None) -> float | None:

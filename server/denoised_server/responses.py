@@ -33,6 +33,7 @@ from .messages import (
     Parameter,
     PhaseBegan,
     PipelineSettings,
+    Preview,
     Progress,
     Snapshot,
     Spec,
@@ -205,6 +206,14 @@ def _event(event: GenerationEvent) -> generation_service_pb2.GenerateResponse:
         case PhaseBegan():
             began = pb.PhaseBegan(phase=event.phase, expected_end_time=_maybe(event.expected_end_time))
             return pb.GenerateResponse(phase_began=began)
+        case Preview():
+            preview = pb.Preview(
+                index=event.index,
+                completed_steps=event.completed_steps,
+                total_steps=event.total_steps,
+                artifact=artifact_to_proto(event.artifact),
+            )
+            return pb.GenerateResponse(preview=preview)
         case Output():
             output = pb.Output(
                 field=event.field,

@@ -342,6 +342,8 @@ class FakeDaemon(
                 if ask is not None and (yield from ask(step)):
                     break
                 yield response(progress=generation_service_pb2.Progress(completed_steps=step + 1, total_steps=steps))
+                if request.HasField("preview") and (step + 1) % request.preview.step_interval == 0:
+                    yield response(preview=_preview(step + 1, steps))
             seeds = [] if request.sampling.generators else list(request.sampling.seeds) or [DEFAULT_SEED]
             for output in _paint(request, seeds):
                 yield response(output=output)
@@ -441,6 +443,11 @@ def _scheduler() -> artifact_pb2.NoiseScheduler:
 def colour(seed: int) -> tuple[int, int, int]:
     """The colour of a picture."""
     return seed % 256, seed // 256 % 256, 200
+
+
+def _preview(step: int, steps: int) -> generation_service_pb2.Preview:
+    artifact = values.artifact_to_proto(media.pack_image(Image.new("RGB", (8, 8), colour(step)), "image/jpeg"))
+    return generation_service_pb2.Preview(completed_steps=step, total_steps=steps, artifact=artifact)
 
 
 def _paint(request: Any, seeds: list[int]) -> Iterator[Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
+import types
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -278,6 +280,46 @@ async def test_a_deadline_stops_the_generation(pipe: Any, daemon: FakeDaemon) ->
     with pytest.raises(errors.DeadlineExceededError):
         await pipe("an apple", num_inference_steps=1000, timeout=0.1)
     assert await asyncio.to_thread(daemon.cancelled.wait, 10)
+
+
+async def test_previews_reach_the_function_that_was_given(pipe: Any, daemon: FakeDaemon) -> None:
+    seen: list[Any] = []
+    await pipe("an apple", num_inference_steps=6, preview=2, on_preview=seen.append, preview_size=64)
+    assert [(preview.completed_steps, preview.total_steps, preview.image.size) for preview in seen] == [
+        (2, 6, (8, 8)),
+        (4, 6, (8, 8)),
+        (6, 6, (8, 8)),
+    ]
+    assert (sent(daemon).preview.step_interval, sent(daemon).preview.size) == (2, 64)
+
+
+async def test_previews_that_nobody_would_see_are_not_asked_for(pipe: Any, daemon: FakeDaemon) -> None:
+    await pipe("an apple", preview=2)
+    assert not sent(daemon).HasField("preview")
+    with pytest.raises(errors.InvalidFieldError, match="preview"):
+        await pipe("an apple", preview="often", on_preview=print)
+    with pytest.raises(errors.InvalidFieldError, match="on_preview"):
+        await pipe("an apple", on_preview=1)
+
+
+async def test_a_notebook_shows_the_latest_preview_and_clears_it_away(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    handle = types.SimpleNamespace(update=shown.append)
+
+    def display(image: Any, *, display_id: bool) -> Any:
+        assert display_id
+        shown.append(image)
+        return handle
+
+    ipython = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=object()))
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    page = types.SimpleNamespace(display=display, HTML=lambda text: ("html", text))
+    monkeypatch.setitem(sys.modules, "IPython.display", page)
+    await pipe("an apple", num_inference_steps=3, preview=1)
+    assert [image.size for image in shown[:3]] == [(8, 8)] * 3
+    assert shown[3:] == [("html", "")]
 
 
 async def test_leaving_the_events_stops_the_generation(client: Any, pipe: Any, daemon: FakeDaemon) -> None:

@@ -17,6 +17,7 @@ from ..config import FrozenDict, of_pipeline
 from ..description import LiveComponent, Memory
 from ..errors import DenoisedError, GenerationInterruptedError, UnsupportedError
 from ..noise_scheduler import NoiseSchedulerLike
+from ..preview import OnPreview, Previews
 from ..progress import DenoisingBar, bar_over
 from ..result import PipelineOutput
 from ..units import Ttl, to_duration
@@ -81,6 +82,9 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         frames_per_second: float | None = ...,
         adapters: Adapters | None = ...,
         noise_scheduler: NoiseSchedulerLike | None = ...,
+        preview: int | None = ...,
+        on_preview: OnPreview | None = ...,
+        preview_size: int = ...,
         embed_manifest: bool = ...,
         return_dict: Literal[True] = ...,
         **kwargs: Any,
@@ -99,6 +103,9 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         quality: int | None = ...,
         adapters: Adapters | None = ...,
         noise_scheduler: NoiseSchedulerLike | None = ...,
+        preview: int | None = ...,
+        on_preview: OnPreview | None = ...,
+        preview_size: int = ...,
         **kwargs: Any,
     ) -> tuple[Any, ...]: ...
 
@@ -115,6 +122,9 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         quality: int | None = ...,
         adapters: Adapters | None = ...,
         noise_scheduler: NoiseSchedulerLike | None = ...,
+        preview: int | None = ...,
+        on_preview: OnPreview | None = ...,
+        preview_size: int = ...,
         **kwargs: Any,
     ) -> PipelineOutput | tuple[Any, ...]: ...
 
@@ -130,6 +140,9 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
         frames_per_second: float | None = None,
         adapters: Adapters | None = None,
         noise_scheduler: NoiseSchedulerLike | None = None,
+        preview: int | None = None,
+        on_preview: OnPreview | None = None,
+        preview_size: int = 256,
         embed_manifest: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -162,6 +175,10 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
             adapters: LoRAs for this call in place of those of the pipeline: `denoised.Adapter`s, names of loaded ones,
                 or names with their scales. An empty list switches the pipeline's off.
             noise_scheduler: For this call alone, as for `set_scheduler`. Defaults to the pipeline's.
+            preview: A picture of what is being made after every so many steps: for `on_preview`, else shown live in a
+                notebook. A pipeline learns how to make them from the first images that it decodes.
+            on_preview: Called with each `denoised.Preview`: a PIL image, and steps done. One that is slow gets fewer.
+            preview_size: Length of a preview's longer side, from 16 to 1024 pixels.
             embed_manifest: Whether images of output type "pil" are saved with how they were made: as PNG, JPEG or
                 WebP, for `denoised reproduce`.
             **kwargs: Arguments by name.
@@ -176,6 +193,7 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
             DeadlineExceededError: It took longer than `timeout`, or would have.
             UnavailableError: The daemon or its worker went away.
         """
+        previews = Previews(preview, on_preview, preview_size)
         call = Call(
             self.name,
             self._info.parameters,
@@ -192,6 +210,7 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
             loaded_adapters=[loaded.name for loaded in self._info.adapters],
             noise_scheduler=noise_scheduler,
             target=self._client.target,
+            previews=previews,
         )
         self._interrupt = False
         config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
@@ -207,6 +226,7 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
                             raise GenerationInterruptedError("The generation was stopped before its last step.")
         finally:
             bar.close()
+            previews.close()
         return call.result()
 
     async def submit(

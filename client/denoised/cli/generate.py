@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import sys
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image, ImageOps
+from rich.console import Console
 
 from ..errors import DenoisedError
 from ..result import PipelineOutput
@@ -26,6 +28,7 @@ from .options import (
     parse_adapters,
     parse_assignments,
 )
+from .preview import SIZE, live
 
 # Endings of files that the daemon writes.
 MEDIA_TYPES = {".wav": "audio/wav", ".mp4": "video/mp4"}
@@ -132,6 +135,14 @@ def generate(
             rich_help_panel="Running",
         ),
     ] = False,
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview",
+            help="Show what is being made, in terminals that have the colours for it.",
+            rich_help_panel="Running",
+        ),
+    ] = False,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds it may take, waiting included.", rich_help_panel="Running")
     ] = None,
@@ -196,7 +207,12 @@ def generate(
             else:
                 typer.echo(job.name)
             return
-        result = pipe(timeout=timeout, embed_manifest=embed_manifest, **arguments)
+        with live(Console(stderr=True)) if preview else contextlib.nullcontext() as show:
+            if show is not None:
+                # Both would write over each other.
+                pipe.set_progress_bar_config(disable=True)
+                arguments |= {"on_preview": show, "preview_size": SIZE}
+            result = pipe(timeout=timeout, embed_manifest=embed_manifest, **arguments)
     deliver(result, output, json=json)
 
 

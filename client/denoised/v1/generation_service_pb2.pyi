@@ -584,6 +584,7 @@ class GenerateRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ON_DISCONNECT_FIELD_NUMBER: builtins.int
     TIMEOUT_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
     pipeline: builtins.str
     """Required. The pipeline to run, in the form "pipelines/{id}"."""
     prompt: builtins.str
@@ -645,6 +646,10 @@ class GenerateRequest(google.protobuf.message.Message):
         to no limit.
         """
 
+    @property
+    def preview(self) -> global___PreviewOptions:
+        """Pictures of what is being made, while it is made. Such a request is not run as one with others. Defaults to none."""
+
     def __init__(
         self,
         *,
@@ -664,9 +669,10 @@ class GenerateRequest(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         on_disconnect: global___OnDisconnect.ValueType = ...,
         timeout: google.protobuf.duration_pb2.Duration | None = ...,
+        preview: global___PreviewOptions | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline", b"pipeline", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "timeout", b"timeout"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "output", b"output", "preview", b"preview", "progress_interval", b"progress_interval", "prompt", b"prompt", "sampling", b"sampling", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_negative_prompt", b"_negative_prompt", "_prompt", b"_prompt", "adapters", b"adapters", "arguments", b"arguments", "batching", b"batching", "image", b"image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "noise_scheduler", b"noise_scheduler", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline", b"pipeline", "preview", b"preview", "priority", b"priority", "progress_interval", b"progress_interval", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_negative_prompt", b"_negative_prompt"]) -> typing.Literal["negative_prompt"] | None: ...
     @typing.overload
@@ -814,6 +820,7 @@ class GenerateResponse(google.protobuf.message.Message):
     SUMMARY_FIELD_NUMBER: builtins.int
     STARTED_FIELD_NUMBER: builtins.int
     PHASE_BEGAN_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Number of the event. Numbers rise and may have gaps; events about waiting have the number of the event before them.
     ResumeGeneration goes on after it.
@@ -842,6 +849,10 @@ class GenerateResponse(google.protobuf.message.Message):
     def phase_began(self) -> global___PhaseBegan:
         """Another phase began. One that begins sooner after another event than `progress_interval` is not told."""
 
+    @property
+    def preview(self) -> global___Preview:
+        """What an output looks like so far. A caller that has not read what came before gets the latest one only, or none."""
+
     def __init__(
         self,
         *,
@@ -852,10 +863,11 @@ class GenerateResponse(google.protobuf.message.Message):
         summary: global___Summary | None = ...,
         started: global___Started | None = ...,
         phase_began: global___PhaseBegan | None = ...,
+        preview: global___Preview | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "output", b"output", "phase_began", b"phase_began", "progress", b"progress", "queued", b"queued", "started", b"started", "summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "output", b"output", "phase_began", b"phase_began", "progress", b"progress", "queued", b"queued", "sequence", b"sequence", "started", b"started", "summary", b"summary"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "progress", "output", "summary", "started", "phase_began"] | None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "output", b"output", "phase_began", b"phase_began", "preview", b"preview", "progress", b"progress", "queued", b"queued", "started", b"started", "summary", b"summary"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "output", b"output", "phase_began", b"phase_began", "preview", b"preview", "progress", b"progress", "queued", b"queued", "sequence", b"sequence", "started", b"started", "summary", b"summary"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "progress", "output", "summary", "started", "phase_began", "preview"] | None: ...
 
 global___GenerateResponse = GenerateResponse
 
@@ -938,6 +950,65 @@ class Progress(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["completed_steps", b"completed_steps", "expected_end_time", b"expected_end_time", "total_steps", b"total_steps"]) -> None: ...
 
 global___Progress = Progress
+
+@typing.final
+class PreviewOptions(google.protobuf.message.Message):
+    """When and how large previews are to be."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_INTERVAL_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    step_interval: builtins.int
+    """Required. One after every so many denoising steps, from 1 to 1,000."""
+    size: builtins.int
+    """Length of the longer side, in pixels, from 16 to 1,024. Defaults to 256."""
+    def __init__(
+        self,
+        *,
+        step_interval: builtins.int = ...,
+        size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["size", b"size", "step_interval", b"step_interval"]) -> None: ...
+
+global___PreviewOptions = PreviewOptions
+
+@typing.final
+class Preview(google.protobuf.message.Message):
+    """What an output looks like so far: a rough picture, from the latents themselves.
+
+    How latents become colours is learned from the first pictures that a VAE decodes. Before its first one there are no
+    previews, nor for what is no picture; of a video there is its first frame.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    COMPLETED_STEPS_FIELD_NUMBER: builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: builtins.int
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Which output it is of, as `Output.index`; of a video, as `Output.group`."""
+    completed_steps: builtins.int
+    """Denoising steps finished."""
+    total_steps: builtins.int
+    """Denoising steps in all, as far as known."""
+    @property
+    def artifact(self) -> denoised.v1.artifact_pb2.Artifact:
+        """The picture: "image/jpeg"."""
+
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        completed_steps: builtins.int = ...,
+        total_steps: builtins.int = ...,
+        artifact: denoised.v1.artifact_pb2.Artifact | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["artifact", b"artifact"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "completed_steps", b"completed_steps", "index", b"index", "total_steps", b"total_steps"]) -> None: ...
+
+global___Preview = Preview
 
 @typing.final
 class PhaseBegan(google.protobuf.message.Message):

@@ -26,7 +26,7 @@ from denoised.errors import (
 )
 from denoised.fingerprint import fingerprints
 from denoised.values import Artifact, Plain
-from denoised_server.messages import Finished, Generate, NoiseScheduler, PhaseBegan, Progress, StepEnd
+from denoised_server.messages import Finished, Generate, NoiseScheduler, PhaseBegan, Preview, Progress, StepEnd
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -35,6 +35,7 @@ from .batches import Costs
 from .callbacks import Callbacks
 from .encoding import Encoding
 from .observations import Observations
+from .previews import Previewer, Previews
 from .quotation import quote
 from .randomness import Randomness
 
@@ -52,8 +53,8 @@ class Steps:
     Steps are those of the request's own noise schedulers, which every family has; how many there will be is said by the
     progress bar that the pipeline opens, or by the noise scheduler's timesteps where it opens none. A pipeline without
     a noise scheduler is counted by its progress bar. Steps and the phases that begin are told no more often than every
-    `interval` seconds, from the beginning on, and the last step of a run that has taken as long. `ended` gets the
-    timestep and the result of each step of a noise scheduler, and returns the result to go on with.
+    `interval` seconds, from the beginning on, and the last step of a run that has taken as long. `ended` gets each
+    noise scheduler with the arguments and the result of its step, and returns the result to go on with.
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class Steps:
         emit: Callable[[Progress | PhaseBegan], None],
         step_seconds: Observations,
         interval: float,
-        ended: Callable[[Any, Any], Any],
+        ended: Callable[[Any, Sequence[Any], Mapping[str, Any], Any], Any],
     ) -> None:
         self._emit, self._step_seconds, self._interval, self._ended = emit, step_seconds, interval, ended
         self._phase = ""
         self._began = self._told = time.perf_counter()
         self._is_watching = False
-        self._done = self._before = self._calls = self._stage = 0
+        self._done = self._before = self._calls = self._stage = self._total = 0
         self._last: float | None = None
 
     def watch(self, scheduler: Any) -> None:
@@ -77,7 +78,7 @@ class Steps:
         def counting(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             self._stepped(getattr(scheduler, "order", 1), len(scheduler.timesteps))
-            return self._ended(kwargs.get("timestep", args[1] if len(args) > 1 else None), result)
+            return self._ended(scheduler, args, kwargs, result)
 
         scheduler.step = counting
 
@@ -104,6 +105,11 @@ class Steps:
     def done(self) -> int:
         return self._done
 
+    @property
+    def total(self) -> int:
+        """As far as known."""
+        return self._total
+
     def share(self) -> float:
         """How much of what is known to come is done, from 0 to 1."""
         total = self._before + self._stage
@@ -114,14 +120,15 @@ class Steps:
         total = self._stage or math.ceil(timesteps / order)
         # Schedulers of order 2 are stepped twice for each step but the last.
         self._done = self._before + min(total, math.ceil(self._calls / order))
+        self._total = self._before + total
         now = time.perf_counter()
         if self._last is not None:
             self._step_seconds.observe(now - self._last)
         self._last = now
-        since = self._began if self._done == self._before + total else self._told
+        since = self._began if self._done == self._total else self._told
         if now - since >= self._interval:
             self._told = now
-            self._emit(Progress(self._done, self._before + total))
+            self._emit(Progress(self._done, self._total))
 
 
 class _Bar:
@@ -154,13 +161,16 @@ class Generation:
         command: Generate,
         pipeline: DiffusionPipeline,
         device: torch.device,
-        emit: Callable[[Progress | PhaseBegan | StepEnd], None],
+        emit: Callable[[Progress | PhaseBegan | Preview | StepEnd], None],
         step_seconds: Observations,
         enabled: Mapping[str, Mapping[str, Plain]],
         adapter_digests: tuple[str, ...] = (),
         *,
         max_pixels: int,
+        previews: Previews | None = None,
     ) -> None:
+        self._previews = previews
+        self._previewer: Previewer | None = None
         self._command, self._pipeline, self._device, self._enabled = command, pipeline, device, enabled
         self._adapter_digests, self._max_pixels = adapter_digests, max_pixels
         self._emit, self._step_seconds, self._is_left = emit, step_seconds, False
@@ -204,6 +214,9 @@ class Generation:
         command = self._command
         if command.method or command.callbacks or command.adapters is not None or len(self._generators) != 1:
             return None
+        if command.preview is not None:
+            # Previews are of one request.
+            return None
         likeness = fused.likeness(self._arguments, self._media)
         if likeness is None:
             return None
@@ -213,7 +226,7 @@ class Generation:
         """One that runs this one and others of its kind as one `__call__`; they share its result."""
         members = (self, *others)
 
-        def tell(event: Progress | PhaseBegan | StepEnd) -> None:
+        def tell(event: Progress | PhaseBegan | Preview | StepEnd) -> None:
             for member in members:
                 if not member._is_left:
                     member._emit(event)
@@ -248,7 +261,10 @@ class Generation:
         return all(map(fused.agree, fused.parts(result, len(alone)), alone, itertools.repeat(self._pipeline.dtype)))
 
     def _another(
-        self, command: Generate, emit: Callable[[Progress | PhaseBegan | StepEnd], None], step_seconds: Observations
+        self,
+        command: Generate,
+        emit: Callable[[Progress | PhaseBegan | Preview | StepEnd], None],
+        step_seconds: Observations,
     ) -> Generation:
         return Generation(
             command, self._pipeline, self._device, emit, step_seconds, self._enabled, max_pixels=self._max_pixels
@@ -268,6 +284,8 @@ class Generation:
             features.enable(self._view, self._enabled)
             if self._command.method:
                 return self._view.encode_prompt(**self._arguments)
+            if self._previews is not None:
+                self._previewer = self._previews.of(self._view, self._arguments, self._command.preview, self._emit)
             return self._view(**self._arguments)
         finally:
             self._run_seconds = time.perf_counter() - self._began
@@ -276,8 +294,21 @@ class Generation:
         """What share of its steps is behind it, from 0 to 1."""
         return self._steps.share()
 
-    def _step_ended(self, timestep: Any, result: Any) -> Any:
+    def _step_ended(self, scheduler: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Any:
+        if self._previewer is not None:
+            model_output = args[0] if args else kwargs.get("model_output")
+            self._previewer.stepped(scheduler, model_output, result, self._steps.done, self._steps.total)
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         return self._callbacks.stepped(self._view, timestep, result)
+
+    def learn(self, result: Any) -> None:
+        """For previews of others, when all outputs are there. On any thread."""
+        if self._previewer is not None:
+            self._previewer.fit(result)
+
+    @property
+    def learns(self) -> bool:
+        return self._previewer is not None
 
     def encoding(self, result: Any) -> Encoding:
         """The outputs that the result is to become."""

@@ -74,6 +74,7 @@ from .memory_counts import MemoryCounts
 from .observations import Observations
 from .overrides import bring_weights
 from .planning import Planner
+from .previews import Previews
 from .recovery import Recovery
 from .residency import Residency
 from .sources import EMBEDDED, Sources
@@ -179,6 +180,7 @@ class Worker:
         self._adapting = ThreadPoolExecutor(1, "adapters")
         self._controls = ThreadPoolExecutor(1, "control")
         self._media = ThreadPoolExecutor(MEDIA_THREADS, "media")
+        self._previews = Previews(self._media)
         # Requests sleep until theirs is there: it waits for no encoding and no unload.
         self._replies = ThreadPoolExecutor(1, "reply")
         self._balance = Balance(self._memory.allocated_bytes)
@@ -423,6 +425,7 @@ class Worker:
             enabled,
             digests,
             max_pixels=self._max_pixels,
+            previews=self._previews,
         )
         generation.prepare()
         return generation
@@ -476,7 +479,7 @@ class Worker:
             encoding.jobs,
             check=partial(self._check_cancelled, task),
             emit=task.emit,
-            end=partial(self._deliver, task, time.time()),
+            end=partial(self._deliver, task, generation, outcome.value, time.time()),
             summary=partial(generation.finished, encoding, request.costs),
         )
         if encoding.is_light:
@@ -484,10 +487,20 @@ class Worker:
         else:
             delivery.start(self._media)
 
-    def _deliver(self, task: _Task, began: float, error: BaseException | None, *last: Event) -> None:
+    def _deliver(
+        self,
+        task: _Task,
+        generation: Generation,
+        result: Any,
+        began: float,
+        error: BaseException | None,
+        *last: Event,
+    ) -> None:
         traces.record("encode", task.context.trace, began, time.time(), worker=task.context.worker)
         with request_context.use(task.context):
             self._end(task, error and _bare(error), *last)
+        if error is None and generation.learns:
+            self._media.submit(generation.learn, result)
 
     def _watch(self, task: _Task, command: Watch) -> Sequence[Event]:
         last = None
