@@ -22,7 +22,8 @@ class Quota:
 
     `running` counts generations on one worker, beyond which the client's others wait; `waiting` counts those that have
     not begun, on all workers, from their arrival on. `pixel_steps` is height × width × steps × images of one request,
-    `exclusive_bytes` the weights that only this client's pipelines keep in memory.
+    `exclusive_bytes` the weights that only this client's pipelines keep in memory, `priority` the highest that one of
+    its requests may have.
     """
 
     requests_per_minute: int | None = None
@@ -31,6 +32,7 @@ class Quota:
     pixel_steps: int | None = None
     pipelines: int | None = None
     exclusive_bytes: int | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from denoised import errors
 from denoised.errors import DenoisedError, InternalError, JournalUnavailableError
 
 from .eventlog import Numbered
-from .generation import Generation, GenerationEvent, GenerationView, State, Terms
+from .generation import Generation, GenerationEvent, GenerationView, State, Summary, Terms
 from .journal import Journal, Row
 from .messages import Generate
 from .replays import digest
@@ -42,7 +42,8 @@ class Detached:
     """Owns what is kept of detached generations.
 
     Requests are kept while they have not been run to their end, prompts and images included, unless `keeps_requests`
-    is off: then a generation does not survive the daemon's end.
+    is off: then a generation does not survive the daemon's end, and the manifest of a kept result does not say what was
+    asked.
     """
 
     def __init__(self, journal: Journal, retention: Retention, *, keeps_requests: bool) -> None:
@@ -77,7 +78,10 @@ class Detached:
         """Returns when its result is kept."""
         error = generation.log.error
         known = error if isinstance(error, DenoisedError) or error is None else InternalError("The daemon failed.")
-        await self._end(generation.view(), _data(generation), known, generation.log.entries)
+        entries = generation.log.entries
+        if not self._keeps_requests:
+            entries = tuple(replace(entry, event=_without_request(entry.event)) for entry in entries)
+        await self._end(generation.view(), _data(generation), known, entries)
 
     async def refuse(self, pending: Pending, error: DenoisedError, now: float) -> None:
         """Ends one that cannot be run again."""
@@ -128,6 +132,13 @@ class Detached:
 
     def _view(self, kept: _Kept) -> GenerationView:
         return replace(kept.view, expire_time=self._retention.expire_time(kept.view.end_time))
+
+
+def _without_request(event: GenerationEvent) -> GenerationEvent:
+    if not isinstance(event, Summary):
+        return event
+    command = replace(event.making.command, arguments={})
+    return replace(event, making=replace(event.making, command=command))
 
 
 def _data(generation: Generation) -> dict[str, Any]:

@@ -269,6 +269,7 @@ class Generations:
 
     def _make(self, handle: Handle, asked: Generate, terms: Terms) -> Generation:
         caller = callers.current()
+        quotas.check_priority(caller, asked.priority)
         self._check(handle, asked, caller)
         self._refusals.check(asked, time.time())
         self._check_deadline(handle, asked, caller)

@@ -83,6 +83,13 @@ def check_exclusive_bytes(caller: Caller, held: int) -> None:
         )
 
 
+def check_priority(caller: Caller, priority: int) -> None:
+    """Raises QuotaExceededError when a request wants to go before others that this client may not go before."""
+    limit = caller.quota.priority
+    if limit is not None and priority > limit:
+        raise _exceeded("priority", f"a priority of {limit}", hint="Ask for a lower one.")
+
+
 def check_work(caller: Caller, arguments: Mapping[str, Plain], parameters: Iterable[Parameter]) -> None:
     """Raises QuotaExceededError when one request is larger than the client may ask for."""
     limit = caller.quota.pixel_steps

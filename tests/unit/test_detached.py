@@ -183,6 +183,18 @@ async def test_without_kept_requests_a_generation_ends_with_the_process(tmp_path
         assert pool.get_generation(name).state is State.FAILED
 
 
+async def test_without_kept_requests_a_result_does_not_say_what_was_asked(tmp_path: Path) -> None:
+    async with life(tmp_path, keep_requests=False) as pool:
+        view = await load(pool)
+        name = await submit(pool, view.name, "a secret wish")
+        await over(pool, name)
+        summary = (await read(pool, name))[-1]
+        assert isinstance(summary, Summary)
+        assert not summary.making.command.arguments
+    # The toy's picture is its prompt.
+    assert not any(b'"prompt":"a secret wish"' in path.read_bytes() for path in tmp_path.iterdir())  # noqa: ASYNC240
+
+
 async def test_one_whose_pipeline_is_gone_fails(tmp_path: Path) -> None:
     async with life(tmp_path) as pool:
         view = await load(pool)

@@ -169,6 +169,13 @@ async def test_one_request_is_bounded_by_its_pixels_times_steps() -> None:
         assert exceeded(await refused(alice.generate(HERS, **large))) == ("pixel_steps", False)
 
 
+async def test_priority_is_bounded() -> None:
+    async with alice_with(priority=5) as (_, alice):
+        await alice.load(pipeline_id="hers")
+        assert len([event async for event in alice.generate(HERS, priority=5)]) > 1
+        assert exceeded(await refused(alice.generate(HERS, priority=6))) == ("priority", False)
+
+
 async def test_generations_that_run_and_that_wait_are_bounded() -> None:
     async with alice_with(running=1, waiting=1) as (daemon, alice):
         await alice.load(pipeline_id="hers")

@@ -38,8 +38,8 @@ def create(
     quota: Annotated[
         list[str] | None,
         typer.Option(
-            help="What it may use at most: requests_per_minute, running, waiting, pixel_steps, pipelines or "
-            "exclusive_bytes. Repeatable. Defaults to no limits.",
+            help="What it may use at most: requests_per_minute, running, waiting, pixel_steps, pipelines, "
+            "exclusive_bytes or priority. Repeatable. Defaults to no limits.",
             metavar="NAME=NUMBER",
         ),
     ] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import wave
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import av
@@ -53,6 +54,9 @@ def frames(artifact: Artifact, allowance: Allowance) -> list[Image.Image]:
     try:
         # Of MP4 only: FFmpeg takes playlists for videos as well, which name other files and hosts.
         with av.open(io.BytesIO(artifact.data), "r", format="mp4") as container:
+            header = container.streams.video[0].codec_context
+            # Before anything is decoded. What a frame says itself counts as well.
+            replace(allowance).take(header.width, header.height)
             for frame in container.decode(video=0):
                 allowance.take(frame.width, frame.height)
                 pixels += frame.width * frame.height
@@ -62,6 +66,8 @@ def frames(artifact: Artifact, allowance: Allowance) -> list[Image.Image]:
                     )
 
                 found.append(frame.to_image())
+    except InvalidMediaError:
+        raise
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise InvalidMediaError(
             f"{len(artifact.data)} bytes sent as {artifact.media_type} are not a video that can be decoded.",
