@@ -9,7 +9,7 @@ import typer
 
 from ..progress import LoadingBar
 from ..spec import TASKS
-from ..units import format_bytes
+from ..units import format_bytes, format_seconds, from_duration
 from ..v1 import pipeline_service_pb2 as pb
 from .console import ago, bar, print_json, print_table, to_json, until
 from .options import (
@@ -164,7 +164,8 @@ def ps(json: Json = False, target: Target = DefaultTarget, token: Token = None) 
 
     RESIDENCY is the share of its weights that is on the device, and the lowest place where some are.
     EXCLUSIVE goes away with the pipeline, SHARED is used by others as well.
-    IDLE is the time since its last use, EXPIRES what is left of its lease.
+    IDLE is the time since its last use, KEEP after how much of it its weights leave the device, EXPIRES what is left of
+    its lease.
 
     [bold]Example[/bold]
     [cyan]denoised ps --json | jq -r '.[].name'[/cyan]
@@ -175,7 +176,20 @@ def ps(json: Json = False, target: Target = DefaultTarget, token: Token = None) 
         print_json([to_json(info) for info in pipelines])
         return
     print_table(
-        ["NAME", "CLASS", "TASK", "STATE", "RESIDENCY", "EXCLUSIVE", "SHARED", "WORKER", "RUNNING", "IDLE", "EXPIRES"],
+        [
+            "NAME",
+            "CLASS",
+            "TASK",
+            "STATE",
+            "RESIDENCY",
+            "EXCLUSIVE",
+            "SHARED",
+            "WORKER",
+            "RUNNING",
+            "IDLE",
+            "KEEP",
+            "EXPIRES",
+        ],
         [_row(info) for info in pipelines],
         right=["EXCLUSIVE", "SHARED", "RUNNING"],
     )
@@ -222,6 +236,12 @@ def residency(info: pb.Pipeline) -> str:
     return f"{bar(info.device_bytes, total, 5)} {tier}"
 
 
+def _kept(info: pb.Pipeline) -> str:
+    if info.pinned:
+        return "pinned"
+    return format_seconds(from_duration(info.keep_alive)) if info.HasField("keep_alive") else ""
+
+
 def _row(info: pb.Pipeline) -> list[str]:
     return [
         info.name,
@@ -234,5 +254,6 @@ def _row(info: pb.Pipeline) -> list[str]:
         info.worker.removeprefix("workers/"),
         str(info.generation_count),
         ago(info.last_use_time),
+        _kept(info),
         until(info.expire_time),
     ]
