@@ -232,6 +232,16 @@ class Settings(BaseSettings):
     results_bytes: Annotated[Bytes, Field(ge=0, description="Bytes of results that are kept; the oldest go first.")] = (
         2**30
     )
+    embeddings_bytes: Annotated[
+        Bytes,
+        Field(
+            ge=0,
+            description="Bytes of what text encoders came to that each device keeps for prompts asked again; 0: none.",
+        ),
+    ] = 2**26
+    embeddings_ttl: Annotated[
+        Seconds, Field(ge=0, description="Seconds that what a text encoder came to is kept; 0 keeps none.")
+    ] = 600
     memory_budget: Annotated[
         int | float | Auto,
         BeforeValidator(_budget),

@@ -24,6 +24,7 @@ class WorkerSettings:
     share of the device. `allow_dirs` are the directories that weights may be read from; `max_joined` the most requests
     that one batch may join; `verbose` turns DEBUG logging on; `log_format` is "text" or "json". `max_pixels` bounds
     each picture that is decoded. `allow_repos`, `pinned_revisions` and `allow_pickle` are the settings of these names.
+    `embeddings_bytes` and `embeddings_ttl` too, in bytes and seconds.
     `host_memory` is what weights that have left the device may take of the host's memory, in bytes or as a share.
     """
 
@@ -39,6 +40,8 @@ class WorkerSettings:
     allow_repos: tuple[str, ...] = ()
     pinned_revisions: bool = False
     allow_pickle: bool = False
+    embeddings_bytes: int = 1 << 26
+    embeddings_ttl: float = 600.0
     working_set: int | float = 0.0
     headroom: int | float = 0.0
     part: float = 1.0
@@ -646,8 +649,9 @@ class Snapshot:
 
     `batch_sizes` observes how many requests' calls each batch joined, `step_seconds` the time between denoising steps
     of a request, `device_seconds` has what batches took by the phase that they were of. `fused_requests` ran as one
-    `__call__` with others; kinds of request are fusible or not once it was proven. `batch_stops` counts batches by why
-    no more calls were joined.
+    `__call__` with others; kinds of request are fusible or not once it was proven. `embedding_hits` are calls of text
+    encoders that were answered with what is kept, `embedding_bytes` what that takes. `batch_stops` counts batches by
+    why no more calls were joined.
     """
 
     total_bytes: int
@@ -670,6 +674,8 @@ class Snapshot:
     fused_requests: int = 0
     fusible_kinds: int = 0
     unfusible_kinds: int = 0
+    embedding_hits: int = 0
+    embedding_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

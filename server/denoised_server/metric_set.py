@@ -239,6 +239,12 @@ FUSED = _define(
     "Generations that ran as one call of their pipeline with others that were equal but for prompt, seed and images.",
     WORKER,
 )
+EMBEDDING_HITS = _define(
+    "engine_embedding_hits_total",
+    Kind.COUNTER,
+    "Calls of text encoders that were answered with what an earlier one came to.",
+    WORKER,
+)
 LONE_CALLS = _define(
     "engine_lone_calls_total",
     Kind.COUNTER,

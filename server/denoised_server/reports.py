@@ -35,6 +35,7 @@ class _Counts:
     batches: int = 0
     joined_calls: int = 0
     fused_requests: int = 0
+    embedding_hits: int = 0
     lone_calls: Tally[str] = field(default_factory=lambda: Tally(dict.fromkeys(metric_set.LONE_REASONS, 0)))
     batch_stops: Tally[str] = field(default_factory=Tally)
     batch_sizes: messages.Histogram | None = None
@@ -57,6 +58,7 @@ class _Counts:
             batches=snapshot.batches,
             joined_calls=snapshot.joined_calls,
             fused_requests=snapshot.fused_requests,
+            embedding_hits=snapshot.embedding_hits,
             lone_calls=sum((Tally(stats.lone_calls) for stats in snapshot.methods), Tally()),
             batch_stops=Tally(snapshot.batch_stops),
             batch_sizes=snapshot.batch_sizes,
@@ -80,6 +82,7 @@ class _Counts:
             lone_calls=_sum(self.lone_calls, other.lone_calls),
             batch_stops=_sum(self.batch_stops, other.batch_stops),
             fused_requests=self.fused_requests + other.fused_requests,
+            embedding_hits=self.embedding_hits + other.embedding_hits,
             batch_sizes=_add(self.batch_sizes, other.batch_sizes),
             step_seconds=_add(self.step_seconds, other.step_seconds),
             device_seconds={
@@ -167,6 +170,7 @@ class Reports(Collector):
             (metric_set.BATCHES, lambda counts: {(): counts.batches}),
             (metric_set.JOINED, lambda counts: {(): counts.joined_calls}),
             (metric_set.FUSED, lambda counts: {(): counts.fused_requests}),
+            (metric_set.EMBEDDING_HITS, lambda counts: {(): counts.embedding_hits}),
             (metric_set.LONE_CALLS, lambda counts: _by_label(counts.lone_calls)),
             (metric_set.BATCH_STOPS, lambda counts: _by_label(counts.batch_stops)),
             (metric_set.DEVICE_SECONDS, lambda counts: _by_label(counts.device_seconds)),

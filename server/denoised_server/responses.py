@@ -530,5 +530,7 @@ def _engine(snapshot: Snapshot) -> worker_service_pb2.EngineStats:
         fused_generation_count=snapshot.fused_requests,
         fusible_kind_count=snapshot.fusible_kinds,
         unfusible_kind_count=snapshot.unfusible_kinds,
+        embedding_hit_count=snapshot.embedding_hits,
+        embedding_bytes=snapshot.embedding_bytes,
         recovery_counts=snapshot.memory.recoveries,
     )

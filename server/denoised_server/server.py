@@ -170,6 +170,8 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
             allow_repos=tuple(settings.allow_repos),
             pinned_revisions=settings.pinned_revisions,
             allow_pickle=settings.allow_pickle,
+            embeddings_bytes=settings.embeddings_bytes,
+            embeddings_ttl=settings.embeddings_ttl,
         )
         for name in names
     ]

@@ -28,7 +28,6 @@ COLUMNS = (
 
 METHODS = ("WORKER", "METHOD", "CALLS", "JOINED", "ALONE BECAUSE", "VERIFIED", "WITHIN", "REFUSED", "BEYOND")
 
-FUSED = ("WORKER", "FUSED", "PROVEN", "OTHERS")
 MEMORY = (
     "WORKER",
     "MEMORY",
@@ -45,6 +44,7 @@ MEMORY = (
     "HEADROOM",
     "FREE",
 )
+FUSED = ("WORKER", "FUSED", "PROVEN", "OTHERS", "PROMPTS AGAIN", "KEPT")
 
 Engine = Annotated[bool, typer.Option("--engine", help="Show what became of calls, by component method.")]
 
@@ -68,6 +68,8 @@ def workers(
     than WITHIN, REFUSED ones by BEYOND or more; 1 is the tolerance. FUSED
     generations ran as one call with others that were equal but for prompt, seed
     and images; that was PROVEN equal for so many kinds, and not for OTHERS.
+    PROMPTS AGAIN were answered with what text encoders came to before, of which
+    so many bytes are KEPT.
 
     [bold]Example[/bold]
     [cyan]watch denoised workers[/cyan]
@@ -113,6 +115,8 @@ def _fused_row(worker: str, stats: pb.EngineStats) -> list[str]:
         str(stats.fused_generation_count),
         str(stats.fusible_kind_count),
         str(stats.unfusible_kind_count),
+        str(stats.embedding_hit_count),
+        format_bytes(stats.embedding_bytes),
     ]
 
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n denoised/v1/worker_service.proto\x12\x0b\x64\x65noised.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x03\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.denoised.v1.Worker.State\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x06 \x01(\t\x12)\n\x06memory\x18\x07 \x01(\x0b\x32\x19.denoised.v1.DeviceMemory\x12\x15\n\rrunning_count\x18\x08 \x01(\x05\x12\x15\n\rwaiting_count\x18\t \x01(\x05\x12\x15\n\rrestart_count\x18\n \x01(\x05\x12\x16\n\x0epipeline_count\x18\x0b \x01(\x05\x12(\n\x06\x65ngine\x18\x0c \x01(\x0b\x32\x18.denoised.v1.EngineStats\"z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x10\n\x0cSTATE_ACTIVE\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x0e\n\nSTATE_LOST\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\"\xe8\x02\n\x0c\x44\x65viceMemory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x03 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x04 \x01(\x03\x12\x1a\n\x12shared_saved_bytes\x18\x05 \x01(\x03\x12\x15\n\rprocess_bytes\x18\x06 \x01(\x03\x12\x19\n\x11working_set_bytes\x18\x07 \x01(\x03\x12 \n\x18working_set_budget_bytes\x18\x08 \x01(\x03\x12\x16\n\x0eheadroom_bytes\x18\t \x01(\x03\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\n \x01(\x03\x12\x12\n\nfree_bytes\x18\x0b \x01(\x03\x12\x19\n\x11unaccounted_bytes\x18\x0c \x01(\x03\x12\x17\n\x0f\x65victable_bytes\x18\r \x01(\x03\x12\x19\n\x11unreclaimed_bytes\x18\x0e \x01(\x03\"\x8d\x03\n\x0b\x45ngineStats\x12\x12\n\ncall_count\x18\x01 \x01(\x03\x12\x13\n\x0b\x62\x61tch_count\x18\x02 \x01(\x03\x12\x19\n\x11joined_call_count\x18\x03 \x01(\x03\x12\x1b\n\x13verified_kind_count\x18\x04 \x01(\x05\x12\x1a\n\x12refused_kind_count\x18\x05 \x01(\x05\x12)\n\x07methods\x18\x06 \x03(\x0b\x32\x18.denoised.v1.MethodStats\x12\x45\n\x0frecovery_counts\x18\r \x03(\x0b\x32,.denoised.v1.EngineStats.RecoveryCountsEntry\x12\x1e\n\x16\x66used_generation_count\x18\x11 \x01(\x03\x12\x1a\n\x12\x66usible_kind_count\x18\x12 \x01(\x05\x12\x1c\n\x14unfusible_kind_count\x18\x13 \x01(\x05\x1a\x35\n\x13RecoveryCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xf2\x02\n\x0bMethodStats\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x12\n\ncall_count\x18\x02 \x01(\x03\x12\x19\n\x11joined_call_count\x18\x03 \x01(\x03\x12\x46\n\x10lone_call_counts\x18\x04 \x03(\x0b\x32,.denoised.v1.MethodStats.LoneCallCountsEntry\x12\x1b\n\x13verified_kind_count\x18\x05 \x01(\x05\x12\x1a\n\x12refused_kind_count\x18\x06 \x01(\x05\x12\x1e\n\x11\x61greed_difference\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12refused_difference\x18\x08 \x01(\x01H\x01\x88\x01\x01\x1a\x35\n\x13LoneCallCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x14\n\x12_agreed_differenceB\x15\n\x13_refused_difference\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListWorkersResponse\x12$\n\x07workers\x18\x01 \x03(\x0b\x32\x13.denoised.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44rainWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13\x44rainWorkerResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.denoised.v1.Worker\"#\n\x13ResumeWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x14ResumeWorkerResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.denoised.v1.Worker\"B\n\x13WatchWorkersRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x14WatchWorkersResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.denoised.v1.Worker\"\x16\n\x14GetServerInfoRequest\"\xfd\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12Q\n\x10library_versions\x18\x02 \x03(\x0b\x32\x37.denoised.v1.GetServerInfoResponse.LibraryVersionsEntry\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x65mbedded_models\x18\x04 \x03(\t\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x03\x12\x12\n\nmax_pixels\x18\x06 \x01(\x03\x12\x13\n\x0bmax_waiting\x18\x07 \x01(\x05\x12#\n\x06health\x18\x0b \x01(\x0e\x32\x13.denoised.v1.Health\x12\x16\n\x0ehealth_reasons\x18\x0c \x03(\t\x1a\x36\n\x14LibraryVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x85\x01\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\x13\n\x0fHEALTH_STARTING\x10\x01\x12\x10\n\x0cHEALTH_READY\x10\x02\x12\x13\n\x0fHEALTH_DEGRADED\x10\x03\x12\x13\n\x0fHEALTH_DRAINING\x10\x04\x12\x12\n\x0eHEALTH_FAILING\x10\x05\x32\xd0\x03\n\rWorkerService\x12U\n\x0bListWorkers\x12\x1f.denoised.v1.ListWorkersRequest\x1a .denoised.v1.ListWorkersResponse\"\x03\x90\x02\x01\x12U\n\x0b\x44rainWorker\x12\x1f.denoised.v1.DrainWorkerRequest\x1a .denoised.v1.DrainWorkerResponse\"\x03\x90\x02\x02\x12X\n\x0cResumeWorker\x12 .denoised.v1.ResumeWorkerRequest\x1a!.denoised.v1.ResumeWorkerResponse\"\x03\x90\x02\x02\x12Z\n\x0cWatchWorkers\x12 .denoised.v1.WatchWorkersRequest\x1a!.denoised.v1.WatchWorkersResponse\"\x03\x90\x02\x01\x30\x01\x12[\n\rGetServerInfo\x12!.denoised.v1.GetServerInfoRequest\x1a\".denoised.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n denoised/v1/worker_service.proto\x12\x0b\x64\x65noised.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x03\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.denoised.v1.Worker.State\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x06 \x01(\t\x12)\n\x06memory\x18\x07 \x01(\x0b\x32\x19.denoised.v1.DeviceMemory\x12\x15\n\rrunning_count\x18\x08 \x01(\x05\x12\x15\n\rwaiting_count\x18\t \x01(\x05\x12\x15\n\rrestart_count\x18\n \x01(\x05\x12\x16\n\x0epipeline_count\x18\x0b \x01(\x05\x12(\n\x06\x65ngine\x18\x0c \x01(\x0b\x32\x18.denoised.v1.EngineStats\"z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x10\n\x0cSTATE_ACTIVE\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x0e\n\nSTATE_LOST\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\"\xe8\x02\n\x0c\x44\x65viceMemory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x03 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x04 \x01(\x03\x12\x1a\n\x12shared_saved_bytes\x18\x05 \x01(\x03\x12\x15\n\rprocess_bytes\x18\x06 \x01(\x03\x12\x19\n\x11working_set_bytes\x18\x07 \x01(\x03\x12 \n\x18working_set_budget_bytes\x18\x08 \x01(\x03\x12\x16\n\x0eheadroom_bytes\x18\t \x01(\x03\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\n \x01(\x03\x12\x12\n\nfree_bytes\x18\x0b \x01(\x03\x12\x19\n\x11unaccounted_bytes\x18\x0c \x01(\x03\x12\x17\n\x0f\x65victable_bytes\x18\r \x01(\x03\x12\x19\n\x11unreclaimed_bytes\x18\x0e \x01(\x03\"\xc3\x03\n\x0b\x45ngineStats\x12\x12\n\ncall_count\x18\x01 \x01(\x03\x12\x13\n\x0b\x62\x61tch_count\x18\x02 \x01(\x03\x12\x19\n\x11joined_call_count\x18\x03 \x01(\x03\x12\x1b\n\x13verified_kind_count\x18\x04 \x01(\x05\x12\x1a\n\x12refused_kind_count\x18\x05 \x01(\x05\x12)\n\x07methods\x18\x06 \x03(\x0b\x32\x18.denoised.v1.MethodStats\x12\x45\n\x0frecovery_counts\x18\r \x03(\x0b\x32,.denoised.v1.EngineStats.RecoveryCountsEntry\x12\x1e\n\x16\x66used_generation_count\x18\x11 \x01(\x03\x12\x1a\n\x12\x66usible_kind_count\x18\x12 \x01(\x05\x12\x1c\n\x14unfusible_kind_count\x18\x13 \x01(\x05\x12\x1b\n\x13\x65mbedding_hit_count\x18\x14 \x01(\x03\x12\x17\n\x0f\x65mbedding_bytes\x18\x15 \x01(\x03\x1a\x35\n\x13RecoveryCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xf2\x02\n\x0bMethodStats\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x12\n\ncall_count\x18\x02 \x01(\x03\x12\x19\n\x11joined_call_count\x18\x03 \x01(\x03\x12\x46\n\x10lone_call_counts\x18\x04 \x03(\x0b\x32,.denoised.v1.MethodStats.LoneCallCountsEntry\x12\x1b\n\x13verified_kind_count\x18\x05 \x01(\x05\x12\x1a\n\x12refused_kind_count\x18\x06 \x01(\x05\x12\x1e\n\x11\x61greed_difference\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12refused_difference\x18\x08 \x01(\x01H\x01\x88\x01\x01\x1a\x35\n\x13LoneCallCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x14\n\x12_agreed_differenceB\x15\n\x13_refused_difference\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListWorkersResponse\x12$\n\x07workers\x18\x01 \x03(\x0b\x32\x13.denoised.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44rainWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13\x44rainWorkerResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.denoised.v1.Worker\"#\n\x13ResumeWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x14ResumeWorkerResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.denoised.v1.Worker\"B\n\x13WatchWorkersRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x14WatchWorkersResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.denoised.v1.Worker\"\x16\n\x14GetServerInfoRequest\"\xfd\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12Q\n\x10library_versions\x18\x02 \x03(\x0b\x32\x37.denoised.v1.GetServerInfoResponse.LibraryVersionsEntry\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x65mbedded_models\x18\x04 \x03(\t\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x03\x12\x12\n\nmax_pixels\x18\x06 \x01(\x03\x12\x13\n\x0bmax_waiting\x18\x07 \x01(\x05\x12#\n\x06health\x18\x0b \x01(\x0e\x32\x13.denoised.v1.Health\x12\x16\n\x0ehealth_reasons\x18\x0c \x03(\t\x1a\x36\n\x14LibraryVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x85\x01\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\x13\n\x0fHEALTH_STARTING\x10\x01\x12\x10\n\x0cHEALTH_READY\x10\x02\x12\x13\n\x0fHEALTH_DEGRADED\x10\x03\x12\x13\n\x0fHEALTH_DRAINING\x10\x04\x12\x12\n\x0eHEALTH_FAILING\x10\x05\x32\xd0\x03\n\rWorkerService\x12U\n\x0bListWorkers\x12\x1f.denoised.v1.ListWorkersRequest\x1a .denoised.v1.ListWorkersResponse\"\x03\x90\x02\x01\x12U\n\x0b\x44rainWorker\x12\x1f.denoised.v1.DrainWorkerRequest\x1a .denoised.v1.DrainWorkerResponse\"\x03\x90\x02\x02\x12X\n\x0cResumeWorker\x12 .denoised.v1.ResumeWorkerRequest\x1a!.denoised.v1.ResumeWorkerResponse\"\x03\x90\x02\x02\x12Z\n\x0cWatchWorkers\x12 .denoised.v1.WatchWorkersRequest\x1a!.denoised.v1.WatchWorkersResponse\"\x03\x90\x02\x01\x30\x01\x12[\n\rGetServerInfo\x12!.denoised.v1.GetServerInfoRequest\x1a\".denoised.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,8 +49,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERSERVICE'].methods_by_name['WatchWorkers']._serialized_options = b'\220\002\001'
   _globals['_WORKERSERVICE'].methods_by_name['GetServerInfo']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\220\002\001'
-  _globals['_HEALTH']._serialized_start=2562
-  _globals['_HEALTH']._serialized_end=2695
+  _globals['_HEALTH']._serialized_start=2616
+  _globals['_HEALTH']._serialized_end=2749
   _globals['_WORKER']._serialized_start=115
   _globals['_WORKER']._serialized_end=545
   _globals['_WORKER_STATE']._serialized_start=423
@@ -58,35 +58,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICEMEMORY']._serialized_start=548
   _globals['_DEVICEMEMORY']._serialized_end=908
   _globals['_ENGINESTATS']._serialized_start=911
-  _globals['_ENGINESTATS']._serialized_end=1308
-  _globals['_ENGINESTATS_RECOVERYCOUNTSENTRY']._serialized_start=1255
-  _globals['_ENGINESTATS_RECOVERYCOUNTSENTRY']._serialized_end=1308
-  _globals['_METHODSTATS']._serialized_start=1311
-  _globals['_METHODSTATS']._serialized_end=1681
-  _globals['_METHODSTATS_LONECALLCOUNTSENTRY']._serialized_start=1583
-  _globals['_METHODSTATS_LONECALLCOUNTSENTRY']._serialized_end=1636
-  _globals['_LISTWORKERSREQUEST']._serialized_start=1683
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1742
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1744
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1828
-  _globals['_DRAINWORKERREQUEST']._serialized_start=1830
-  _globals['_DRAINWORKERREQUEST']._serialized_end=1864
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=1866
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=1924
-  _globals['_RESUMEWORKERREQUEST']._serialized_start=1926
-  _globals['_RESUMEWORKERREQUEST']._serialized_end=1961
-  _globals['_RESUMEWORKERRESPONSE']._serialized_start=1963
-  _globals['_RESUMEWORKERRESPONSE']._serialized_end=2022
-  _globals['_WATCHWORKERSREQUEST']._serialized_start=2024
-  _globals['_WATCHWORKERSREQUEST']._serialized_end=2090
-  _globals['_WATCHWORKERSRESPONSE']._serialized_start=2092
-  _globals['_WATCHWORKERSRESPONSE']._serialized_end=2151
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2153
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2175
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2178
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2559
-  _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_start=2505
-  _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_end=2559
-  _globals['_WORKERSERVICE']._serialized_start=2698
-  _globals['_WORKERSERVICE']._serialized_end=3162
+  _globals['_ENGINESTATS']._serialized_end=1362
+  _globals['_ENGINESTATS_RECOVERYCOUNTSENTRY']._serialized_start=1309
+  _globals['_ENGINESTATS_RECOVERYCOUNTSENTRY']._serialized_end=1362
+  _globals['_METHODSTATS']._serialized_start=1365
+  _globals['_METHODSTATS']._serialized_end=1735
+  _globals['_METHODSTATS_LONECALLCOUNTSENTRY']._serialized_start=1637
+  _globals['_METHODSTATS_LONECALLCOUNTSENTRY']._serialized_end=1690
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1737
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1796
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1798
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1882
+  _globals['_DRAINWORKERREQUEST']._serialized_start=1884
+  _globals['_DRAINWORKERREQUEST']._serialized_end=1918
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=1920
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=1978
+  _globals['_RESUMEWORKERREQUEST']._serialized_start=1980
+  _globals['_RESUMEWORKERREQUEST']._serialized_end=2015
+  _globals['_RESUMEWORKERRESPONSE']._serialized_start=2017
+  _globals['_RESUMEWORKERRESPONSE']._serialized_end=2076
+  _globals['_WATCHWORKERSREQUEST']._serialized_start=2078
+  _globals['_WATCHWORKERSREQUEST']._serialized_end=2144
+  _globals['_WATCHWORKERSRESPONSE']._serialized_start=2146
+  _globals['_WATCHWORKERSRESPONSE']._serialized_end=2205
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2207
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2229
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2232
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2613
+  _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_start=2559
+  _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_end=2613
+  _globals['_WORKERSERVICE']._serialized_start=2752
+  _globals['_WORKERSERVICE']._serialized_end=3216
 # @@protoc_insertion_point(module_scope)

@@ -263,6 +263,8 @@ class EngineStats(google.protobuf.message.Message):
     FUSED_GENERATION_COUNT_FIELD_NUMBER: builtins.int
     FUSIBLE_KIND_COUNT_FIELD_NUMBER: builtins.int
     UNFUSIBLE_KIND_COUNT_FIELD_NUMBER: builtins.int
+    EMBEDDING_HIT_COUNT_FIELD_NUMBER: builtins.int
+    EMBEDDING_BYTES_FIELD_NUMBER: builtins.int
     call_count: builtins.int
     """Component calls that requests made."""
     batch_count: builtins.int
@@ -281,6 +283,10 @@ class EngineStats(google.protobuf.message.Message):
     """Kinds of generation that were checked against running alone and agreed: those of one kind run as one."""
     unfusible_kind_count: builtins.int
     """Kinds of generation that did not agree: they never run as one, and join others at their calls."""
+    embedding_hit_count: builtins.int
+    """Calls of text encoders that were answered with what an earlier one came to, and are not counted as calls."""
+    embedding_bytes: builtins.int
+    """Bytes of what text encoders came to that are kept for prompts asked again."""
     @property
     def methods(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MethodStats]:
         """The same by component method, in the order of their names."""
@@ -304,8 +310,10 @@ class EngineStats(google.protobuf.message.Message):
         fused_generation_count: builtins.int = ...,
         fusible_kind_count: builtins.int = ...,
         unfusible_kind_count: builtins.int = ...,
+        embedding_hit_count: builtins.int = ...,
+        embedding_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_count", b"batch_count", "call_count", b"call_count", "fused_generation_count", b"fused_generation_count", "fusible_kind_count", b"fusible_kind_count", "joined_call_count", b"joined_call_count", "methods", b"methods", "recovery_counts", b"recovery_counts", "refused_kind_count", b"refused_kind_count", "unfusible_kind_count", b"unfusible_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_count", b"batch_count", "call_count", b"call_count", "embedding_bytes", b"embedding_bytes", "embedding_hit_count", b"embedding_hit_count", "fused_generation_count", b"fused_generation_count", "fusible_kind_count", b"fusible_kind_count", "joined_call_count", b"joined_call_count", "methods", b"methods", "recovery_counts", b"recovery_counts", "refused_kind_count", b"refused_kind_count", "unfusible_kind_count", b"unfusible_kind_count", "verified_kind_count", b"verified_kind_count"]) -> None: ...
 
 global___EngineStats = EngineStats
 

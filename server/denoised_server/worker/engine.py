@@ -23,6 +23,7 @@ from . import joining
 from .batches import Batches, Call, Costs, Outcome
 from .coalescing import Coalescing, Pending
 from .construction import Construction
+from .embeddings import Embeddings
 from .fairness import Entrant
 from .fusing import Fusing
 from .overlay import Overlay
@@ -125,10 +126,13 @@ class _Runner(Caller):
 
 
 class _Waiting:
-    """A call, the greenlet that waits for it, and its claim to what it computes with."""
+    """A call, the greenlet that waits for it, and its claim to what it computes with.
 
-    def __init__(self, runner: _Runner, call: Call, claim: Claim) -> None:
-        self.runner, self.call, self.claim = runner, call, claim
+    `embedding` is the key that its result may be kept under.
+    """
+
+    def __init__(self, runner: _Runner, call: Call, claim: Claim, embedding: Hashable) -> None:
+        self.runner, self.call, self.claim, self.embedding = runner, call, claim, embedding
 
 
 class Engine:
@@ -142,12 +146,14 @@ class Engine:
         max_joined: int,
         device: torch.device,
         recovery: Recovery | None = None,
+        embeddings: Embeddings | None = None,
     ) -> None:
         self._construction, self._residency, self._device = construction, residency, device
         residency.is_changed = self._is_changed
         self._coalescing: Coalescing[_Waiting] = Coalescing(max_joined)
         self._fusing = Fusing(max_joined, self._coalescing.worth)
         self.batches = Batches(recovery or Recovery(device))
+        self.embeddings = embeddings or Embeddings(0, 0)
         self._running: set[_Runner] = set()
         # Calls whose components are not all on the device.
         self._absent: list[Pending[_Waiting]] = []
@@ -322,6 +328,8 @@ class Engine:
         self._coalescing.put_back([pending for pending, outcome in outcomes if outcome is None])
         done = [pending for pending, outcome in outcomes if outcome is not None]
         self._coalescing.ran(done, seconds, as_one=ran.as_one)
+        if len(batch) == 1 and ran.as_one:
+            self._keep(batch[0].call, ran.outcomes[0])
         for pending in done:
             runner = pending.call.runner
             together = len(runner.requests)
@@ -335,6 +343,12 @@ class Engine:
         # Now that the next calls have claimed what they need: a component does not leave between two steps.
         for pending, outcome in outcomes:
             self._residency.leave(pending.call.claim, is_over=outcome is not None)
+
+    def _keep(self, waiting: _Waiting, outcome: Outcome | None) -> None:
+        """Of a call that ran alone; where memory was short it may have run in parts."""
+        if waiting.embedding is None or outcome is None or outcome.error is not None or waiting.call.costs.recoveries:
+            return
+        self.embeddings.keep(waiting.embedding, waiting.call.method, outcome.value, time.monotonic())
 
     def _resume(self, runner: _Runner, outcome: Outcome) -> None:
         """Lets a request go on, with the result of its call, until its next call or its end."""
@@ -363,15 +377,22 @@ class Engine:
 
     def _add(self, runner: _Runner, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         together = len(runner.requests)
+        lone, arguments, embedding = self._why_alone(runner, method), None, None
+        if lone is None or lone is Lone.UNMATCHED:
+            embedding = self.embeddings.key(method, args, kwargs)
+        if embedding is not None and (found := self.embeddings.find(embedding, method, time.monotonic())):
+            self.batches.counts["embedding_hits"] += together
+            runner.costs.phases.note(method.phase, 0.0)
+            self._resume(runner, Outcome(found.value))
+            return
         runner.costs.calls += 1
         self.batches.counts["calls"] += together
-        lone, arguments = self._why_alone(runner, method), None
         if lone is None:
             arguments = joining.describe(method.parameters, args, kwargs)
         call = Call(method, args, kwargs, arguments, runner.changes, runner.costs, lone or Lone.UNBATCHED, together)
         rows = arguments.rows if arguments is not None else together
         claim = self._residency.claim(method.module, runner.visit, self._woken.set)
-        runner.pending = Pending(_Waiting(runner, call, claim), call.key, runner.entrants, rows)
+        runner.pending = Pending(_Waiting(runner, call, claim, embedding), call.key, runner.entrants, rows)
         if claim.is_present:
             self._coalescing.add(runner.pending)
         else:

@@ -44,8 +44,8 @@ def layout(joined: Any, alone: Sequence[Any]) -> Layout:
         if any(length != len(joined) for length in lengths):
             raise NotSplittableError("a list is neither as long as each lone one nor as all of them")
         return [layout(part, parts) for part, *parts in zip(joined, *alone, strict=True)]
-    if (parts := _parts(joined)) is not None:
-        others = [_parts(each) or {} for each in alone]
+    if (parts := contents(joined)) is not None:
+        others = [contents(each) or {} for each in alone]
         if any(other.keys() != parts.keys() for other in others):
             raise NotSplittableError("the joined result has not the parts that lone ones have")
         return {name: layout(part, [other[name] for other in others]) for name, part in parts.items()}
@@ -82,8 +82,8 @@ def difference(joined: Any, alone: Any) -> float:
         if len(joined) != len(alone):
             return math.inf
         return worst(difference(left, right) for left, right in zip(joined, alone, strict=True))
-    if (parts := _parts(alone)) is not None:
-        others = _parts(joined) or {}
+    if (parts := contents(alone)) is not None:
+        others = contents(joined) or {}
         return worst(difference(others[name], part) for name, part in parts.items())
     return 0.0 if joined == alone else math.inf
 
@@ -94,7 +94,7 @@ def worst(differences: Iterable[float]) -> float:
     return max(found, default=0.0) if not any(map(math.isnan, found)) else math.nan
 
 
-def _parts(value: Any) -> Mapping[str, Any] | None:
+def contents(value: Any) -> Mapping[str, Any] | None:
     """What a container that is no list holds; None for what is none."""
     if isinstance(value, Mapping):  # outputs of diffusers and transformers too
         return dict(value)
@@ -129,7 +129,7 @@ def _part(value: Any, low: int, high: int, total: int, cuts: Layout) -> Any:
     if isinstance(value, list | tuple):
         parts = [_part(part, low, high, total, cut) for part, cut in zip(value, cuts, strict=True)]
         return type(value)(parts)
-    taken = {name: _part(part, low, high, total, cuts[name]) for name, part in (_parts(value) or {}).items()}
+    taken = {name: _part(part, low, high, total, cuts[name]) for name, part in (contents(value) or {}).items()}
     if isinstance(value, DiagonalGaussianDistribution):
         return DiagonalGaussianDistribution(taken["parameters"], value.deterministic)
     if isinstance(value, Cache | CacheLayerMixin):

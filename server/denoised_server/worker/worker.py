@@ -65,6 +65,7 @@ from .configuration import configure, with_noise_scheduler
 from .construction import Construction
 from .delivery import Delivery
 from .device_memory import DeviceMemory
+from .embeddings import Embeddings
 from .engine import Cancelled, Engine, Request
 from .fairness import Entrant
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
@@ -165,6 +166,7 @@ class Worker:
                 room=residency,
                 workspace=Workspace(self._device, self._ledger, self._memory, residency, self._memory_counts),
             ),
+            embeddings=Embeddings(settings.embeddings_bytes, settings.embeddings_ttl),
         )
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
@@ -547,10 +549,12 @@ class Worker:
             fused_requests=counts["fused_requests"],
             fusible_kinds=counts["fusible_kinds"],
             unfusible_kinds=counts["unfusible_kinds"],
+            embedding_hits=counts["embedding_hits"],
+            embedding_bytes=self._engine.embeddings.size_bytes,
         )
 
     def _memory_stats(self, held: Sequence[HeldComponent]) -> MemoryStats:
-        booked = self._ledger.weight_bytes
+        booked = self._ledger.weight_bytes + self._engine.embeddings.size_bytes
         if self._device.type == "cpu":
             # What is in the host's memory comes from the same allocator.
             booked += sum(part.weight_bytes for part in held if part.residency == Tier.HOST)
