@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from denoised.errors import PipelineRejectedError
-from denoised_server.messages import Done, Failed, Finished, Generate, Progress
+from denoised_server.messages import Done, Failed, Finished, Generate, NoiseScheduler, Progress
 from PIL import Image
 
 from tests.unit.worker_driver import Driver, Running, finished, images
@@ -113,6 +113,31 @@ def test_handles_of_one_checkpoint_fuse_and_what_differs_does_not(driver: Driver
         ]
     for each in running:
         each.result()
+    assert fused(driver) == 2
+
+
+def test_equal_noise_schedulers_that_requests_bring_are_made_once_and_fuse(driver: Driver) -> None:
+    def at_once_with(wanted: NoiseScheduler) -> list[Any]:
+        with driver.worker._construction.turn():
+            # The first time it takes the engine's turn to make it.
+            if driver.worker._variants.find(driver.worker._pipelines[NAME].pipeline, wanted) is None:
+                return []
+            arguments = {name: value for name, value in request(0).items() if name != "seed"}
+            running = [
+                driver.start(Generate(NAME, arguments, seeds=(seed,), output_type="np", noise_scheduler=wanted))
+                for seed in range(2)
+            ]
+        return [images(each.result()) for each in running]
+
+    euler = NoiseScheduler("EulerDiscreteScheduler")
+    assert at_once_with(euler) == []
+    arguments = {name: value for name, value in request(0).items() if name != "seed"}
+    first = Generate(NAME, arguments, seeds=(1,), output_type="np", noise_scheduler=euler, forbid_batching=True)
+    expected = images(driver.start(first).result())
+    at_once_with(euler)
+    while driver.worker._engine._running:
+        time.sleep(0.001)
+    close(at_once_with(euler)[1], expected)
     assert fused(driver) == 2
 
 

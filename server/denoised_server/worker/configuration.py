@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from denoised.errors import InvalidNoiseSchedulerError
 from denoised_server.messages import NoiseScheduler, PipelineSettings
 from diffusers import DiffusionPipeline
 
 from . import noise_schedulers
+from .construction import Construction
+
+# Noise schedulers that are remembered for a pipeline.
+VARIANTS = 32
 
 
 def configure(pipeline: DiffusionPipeline, settings: PipelineSettings) -> DiffusionPipeline:
@@ -27,6 +33,34 @@ def with_noise_scheduler(pipeline: DiffusionPipeline, wanted: NoiseScheduler) ->
             f"A {type(pipeline).__name__} has no noise scheduler of its own.", hint="Leave it as it is."
         )
     return _replaced(pipeline, present, noise_schedulers.make(wanted, present))
+
+
+class Variants:
+    """Pipelines with the noise schedulers that requests bring, each made once for as long as its pipeline lives.
+
+    Making one has to wait for the engine's turn to end; requests run on views, so any number may share one.
+    """
+
+    def __init__(self, construction: Construction) -> None:
+        self._construction, self._lock = construction, Lock()
+        self._made: WeakKeyDictionary[DiffusionPipeline, dict[str, DiffusionPipeline]] = WeakKeyDictionary()
+
+    def find(self, pipeline: DiffusionPipeline, wanted: NoiseScheduler) -> DiffusionPipeline | None:
+        with self._lock:
+            return self._made.get(pipeline, {}).get(repr(wanted))
+
+    def make(self, pipeline: DiffusionPipeline, wanted: NoiseScheduler) -> DiffusionPipeline:
+        """Raises InvalidNoiseSchedulerError."""
+        if (found := self.find(pipeline, wanted)) is not None:
+            return found
+        with self._construction.turn():
+            made = with_noise_scheduler(pipeline, wanted)
+        with self._lock:
+            known = self._made.setdefault(pipeline, {})
+            if len(known) >= VARIANTS:
+                known.clear()
+            known[repr(wanted)] = made
+        return made
 
 
 def _replaced(pipeline: DiffusionPipeline, present: Any, new: Any) -> DiffusionPipeline:

@@ -61,7 +61,7 @@ from .balance import Balance
 from .batches import Outcome
 from .callbacks import Answer
 from .components import ComponentStore
-from .configuration import configure, with_noise_scheduler
+from .configuration import Variants, configure
 from .construction import Construction
 from .delivery import Delivery
 from .device_memory import DeviceMemory
@@ -168,6 +168,7 @@ class Worker:
             ),
             embeddings=Embeddings(settings.embeddings_bytes, settings.embeddings_ttl),
         )
+        self._variants = Variants(construction)
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
         # Held to register, to unload and to look at tasks: an unload that follows a cancelled load finds the pipeline,
@@ -223,7 +224,7 @@ class Worker:
             case Generate():
                 if command.adapters is not None:
                     self._adapting.submit(self._prepare, task, command)
-                elif _is_plain(command.arguments) and command.noise_scheduler is None:
+                elif _is_plain(command.arguments) and self._has_noise_scheduler(command):
                     # A thread would take longer to wake than this takes.
                     self._prepare(task, command)
                 else:
@@ -415,8 +416,7 @@ class Worker:
         self._check_cancelled(task)
         pipeline = self._adapted(task, command)
         if command.noise_scheduler is not None:
-            with self._construction.turn():
-                pipeline = with_noise_scheduler(pipeline, command.noise_scheduler)
+            pipeline = self._variants.make(pipeline, command.noise_scheduler)
         enabled, digests = self._find(command.pipeline).settings.features, self._adapter_digests(command)
         generation = Generation(
             command,
@@ -431,6 +431,11 @@ class Worker:
         )
         generation.prepare()
         return generation
+
+    def _has_noise_scheduler(self, command: Generate) -> bool:
+        """Whether the one that the request brings, if it does, was made before."""
+        live, wanted = self._pipelines.get(command.pipeline), command.noise_scheduler
+        return live is None or wanted is None or self._variants.find(live.pipeline, wanted) is not None
 
     def _adapted(self, task: _Task, command: Generate) -> DiffusionPipeline:
         """The pipeline with the adapters that the request asks for."""
