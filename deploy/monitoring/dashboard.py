@@ -106,30 +106,6 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel("Weights by residency", "bytes", {f"sum by (residency) ({series('component_bytes')})": "{{residency}}"}),
         Panel("Saved by sharing", "bytes", {series("shared_saved_bytes"): "{{instance}} {{worker}}"}),
-        Panel(
-            "Unaccounted and unreclaimed",
-            "bytes",
-            {series("device_memory_bytes", 'kind=~"unaccounted|unreclaimed"'): "{{worker}} {{kind}}"},
-            "In use while a worker was idle and in no book; weights that were let go of and are still there.",
-        ),
-        Panel(
-            "Evictions",
-            "ops",
-            {f"sum by (reason, tier) ({rate('evictions_total')})": "{{reason}} from {{tier}}"},
-            "Components that had to leave a tier.",
-        ),
-        Panel("Age at eviction", "s", {quantile(0.5, "eviction_age_seconds"): "p50"}, "Time since the last use."),
-        Panel(
-            "Out of memory, by what helped",
-            "ops",
-            {f"sum by (rung) ({rate('out_of_memory_total')})": "{{rung}}"},
-        ),
-        Panel(
-            "Measured over estimated",
-            "none",
-            {mean("estimate_ratio", "estimate"): "{{estimate}}"},
-            "Mean; 1 where memory is taken as planned.",
-        ),
         Panel("Pipelines", "none", {f"sum by (state) ({series('pipelines')})": "{{state}}"}, stack=True),
         Panel(
             "Evictions",
