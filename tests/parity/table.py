@@ -11,6 +11,8 @@ from .checkpoints import FAMILIES, NOT_BUILT
 from .checkpoints.family import Family
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+# Words in the names of the suite's tests: alone, together, callbacks, prompts.
+SIGNS = {"alone": "=", "together": "+", "callback": "c", "prompts": "p"}
 START, END = "<!-- table: written by tests/parity/table.py -->", "<!-- end of table -->"
 
 
@@ -19,7 +21,8 @@ def rows(cell: Callable[[Family, str], str]) -> list[list[str]]:
     lines = [["family", *MAPPINGS]]
     for family in FAMILIES:
         tasks = family.mapped()
-        lines.append([str(family), *(cell(family, task) if task in tasks else "" for task in MAPPINGS)])
+        name = f"{family} ({family.needs})" if family.needs else str(family)
+        lines.append([name, *(cell(family, task) if task in tasks else "" for task in MAPPINGS)])
     return lines
 
 
@@ -47,12 +50,12 @@ def written(text: str) -> str:
 
 
 def outcome(reports: Iterable[tuple[str, str]]) -> list[str]:
-    """What became of the suite's tests, by id and outcome: "=" alone, "+" together, "✗" failed."""
+    """What became of the suite's tests, by id and outcome, as `SIGNS` has them; "✗" for what failed."""
     marks: dict[str, str] = {}
     for name, result in reports:
         test, _, case = name.partition("[")
         if case:
-            mark = "✗" if result != "passed" else "=" if "alone" in test else "+"
+            mark = "✗" if result != "passed" else next(sign for word, sign in SIGNS.items() if word in test)
             marks[case[:-1]] = marks.get(case[:-1], "") + mark
     lines = rows(lambda family, task: marks.get(f"{family}-{task}", ""))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]

@@ -60,7 +60,15 @@ def pairs(daemon: Daemon, checkpoint_dir: Path) -> Iterator[Pairs]:
 
 
 # One argument of module scope, so that the tests of a family follow each other and its checkpoint is built once.
-each_case = pytest.mark.parametrize("case", CASES, ids=NAMES, scope="module")
+each_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.skipif(case[0].is_missing_a_package, reason=f"needs {case[0].needs}"))
+        for case in CASES
+    ],
+    ids=NAMES,
+    scope="module",
+)
 
 
 def test_every_name_that_diffusers_maps_is_built_or_has_a_reason() -> None:

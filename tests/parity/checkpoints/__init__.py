@@ -5,6 +5,7 @@ from . import (
     cogview,
     deepfloyd,
     flux,
+    flux_2,
     glm,
     kandinsky,
     kolors,
@@ -26,6 +27,7 @@ MODULES = (
     kandinsky,
     stable_diffusion_3,
     flux,
+    flux_2,
     pixart,
     sana,
     cogview,
@@ -38,15 +40,15 @@ MODULES = (
 )
 FAMILIES: list[Family] = [family for module in MODULES for family in module.FAMILIES]
 
-_TORCHVISION = "Its processor needs torchvision, which has to come from where torch came from."
+_TORCHVISION = "Its processor needs torchvision, and no checkpoint of it is built yet."
+_LARGE = "Its processor needs torchvision, and it scales every picture up to a million pixels, which takes minutes."
 
 # Names that no checkpoint is built for, and why.
 NOT_BUILT: dict[str, str] = {
     "cosmos3-omni": "It is mapped to conditions of any kind, for which there is no task here.",
-    "flux2": _TORCHVISION,
     "nucleusmoe-image": _TORCHVISION,
+    "qwenimage-edit": _LARGE,
+    "qwenimage-edit-plus": _LARGE,
     "qwenimage21": _TORCHVISION,
-    "qwenimage-edit": _TORCHVISION,
-    "qwenimage-edit-plus": _TORCHVISION,
-    "qwenimage-layered": _TORCHVISION,
+    "qwenimage-layered": "Its processor needs torchvision, and it takes no pictures smaller than 640 × 640.",
 }

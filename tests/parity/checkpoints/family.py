@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ class Family:
     `build` writes a checkpoint into a folder. `variant` tells checkpoints of one name apart. `tasks` are those of the
     mappings unless the checkpoint fits fewer. `load` are further arguments of `from_pretrained`. `arguments` are those
     of each call, `by_task` those of one task; of the usual ones, those are left out that the class does not take.
-    `tolerance` is what joining may change an element by, for pixels in 0…1.
+    `tolerance` is what joining may change an element by, for pixels in 0…1. `needs` is a package that it needs
+    beside those of development: without it the family is not run.
     """
 
     name: str
@@ -33,9 +35,14 @@ class Family:
     arguments: Arguments = field(default_factory=dict)
     by_task: Mapping[str, Arguments] = field(default_factory=dict)
     tolerance: float = 1e-4
+    needs: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.variant}" if self.variant else self.name
+
+    @property
+    def is_missing_a_package(self) -> bool:
+        return bool(self.needs) and importlib.util.find_spec(self.needs) is None
 
     def mapped(self) -> tuple[str, ...]:
         """Its tasks, in the order of the mappings."""
