@@ -3,7 +3,19 @@
 import importlib
 import sys
 
-NAMES = ("overhead", "concurrency", "coalescing", "derivation", "demo_quality", "serving", "stress", "residency")
+NAMES = (
+    "overhead",
+    "concurrency",
+    "coalescing",
+    "derivation",
+    "demo_quality",
+    "serving",
+    "stress",
+    "residency",
+    "encoding",
+    "previews",
+    "idle",
+)
 
 
 def main() -> None:
