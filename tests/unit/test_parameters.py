@@ -10,7 +10,7 @@ from denoised import parameters
 from diffusers import AutoPipelineForText2Image
 
 PAGE = Path(__file__).parents[2] / "docs" / "from_pretrained.md"
-OURS = {"ttl", "pipeline_id", "request_id", "shared", "timeout", "client"}
+OURS = {"ttl", "pipeline_id", "request_id", "shared", "pinned", "keep_alive", "timeout", "client"}
 
 
 def table() -> dict[str, str]:
