@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import torch
 from denoised_server.worker.balance import ALLOWANCE_BYTES, PATIENCE, Balance
 from denoised_server.worker.device_memory import DeviceMemory
+
+from tests.unit.worker_driver import Driver
 
 BASE, WEIGHTS = 1_000, 2**30
 MUCH = 2 * ALLOWANCE_BYTES
@@ -50,3 +53,16 @@ def test_the_allocator_knows_tensors_to_within_a_hundredth() -> None:
     del tensor
     assert abs(memory.allocated_bytes - before) < 2**20
     assert memory.total_bytes > memory.free_bytes > 0
+
+
+def test_a_worker_finds_what_is_in_no_book(checkpoint_dir: Path, sd_checkpoint: Path) -> None:
+    driver = Driver(checkpoint_dir)
+    try:
+        driver.load("pipelines/a", sd_checkpoint)
+        gc.collect()
+        before = driver.snapshot().memory.unaccounted_bytes
+        leaked = torch.zeros(2**25)
+        after = driver.snapshot().memory.unaccounted_bytes
+        assert abs(after - before - leaked.nbytes) < leaked.nbytes / 20
+    finally:
+        driver.close()
