@@ -22,6 +22,8 @@ PREFIX = "pipelines/"
 ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 MAX_REQUEST_ID = 128
 REQUEST_MEMORY_SECONDS = 3600.0
+# Ten thousand years: the longest google.protobuf.Duration.
+LONGEST_SECONDS = 315_576_000_000.0
 # Unloaded names are remembered so that an unload may be retried; the oldest are forgotten first.
 MAX_TOMBSTONES = 10_000
 # The fields of a handle that outlive the process.
@@ -332,8 +334,8 @@ class HandleTable:
 
 
 def _keep_alive(seconds: float | None) -> float | None:
-    """Less than none at all means without end."""
-    return None if seconds is None or seconds < 0 else seconds
+    """Less than none at all means without end; so does what no Duration can say, and what could not be told again."""
+    return None if seconds is None or not 0 <= seconds <= LONGEST_SECONDS else seconds
 
 
 def _was_used(handle: Handle) -> bool:

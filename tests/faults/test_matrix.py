@@ -291,7 +291,9 @@ def test_a_connection_that_is_half_open(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("denoised.client.channel_options", options)
     with Victim(tmp_path, max_running=1) as victim, Proxy(victim.target) as proxy:
         # What was not accepted yet is not sent again: it might run twice.
-        fault = Fault(lambda _: proxy.silence(), {"loading": LOADED, "idle": "DaemonUnreachableError"})
+        fault = Fault(
+            lambda _: proxy.silence(), {"loading": (LOADED, "DEADLINE_EXCEEDED"), "idle": "DaemonUnreachableError"}
+        )
         with Client(proxy.target, progress_bar=False, timeout=60.0) as client:
             _try_each_moment("half-open connection", fault, victim, client)
 

@@ -254,3 +254,12 @@ def test_what_expires_was_unused_for_its_whole_lease(steps: list[tuple[str, int]
             newest.pins = int(step == "pin")
             continue
         used[newest] = now
+
+
+@pytest.mark.parametrize("asked", [-1.0, 9.2e18, 315_576_000_001.0])
+def test_a_time_that_no_duration_can_say_is_without_end(asked: float) -> None:
+    """Else the pipeline could be shown to nobody, nor any list that it is in."""
+    table = HandleTable(default_ttl=60, max_ttl=60)
+    assert table.open(Recipe(Spec("weights")), now=0, keep_alive=asked).keep_alive is None
+    kept = table.open(Recipe(Spec("weights")), now=0, keep_alive=315_576_000_000.0)
+    assert kept.keep_alive == 315_576_000_000.0
