@@ -345,12 +345,16 @@ Command = Load | Plan | Derive | Update | Generate | Reply | Hold | Unload | Wat
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a load is, in bytes; `role` is the component being worked on."""
+    """How far a load is, in bytes; `role` is the component being worked on.
+
+    `expected_end_time` of the phase is in seconds since the epoch, 0 while it cannot be told.
+    """
 
     phase: str
     role: str
     completed_bytes: int
     total_bytes: int
+    expected_end_time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,8 @@ def load_response(event: LoadProgress | PipelineView) -> pipeline_service_pb2.Lo
     progress = pipeline_service_pb2.LoadProgress(
         phase=event.phase, role=event.role, completed_bytes=event.completed_bytes, total_bytes=event.total_bytes
     )
+    if event.expected_end_time:
+        progress.expected_end_time.FromMicroseconds(int(event.expected_end_time * 1e6))
     return pipeline_service_pb2.LoadPipelineResponse(progress=progress)
 
 

@@ -12,6 +12,7 @@ NAMES = (
     "serving",
     "stress",
     "residency",
+    "loading",
     "encoding",
     "previews",
     "idle",

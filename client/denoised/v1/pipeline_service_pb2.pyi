@@ -937,14 +937,21 @@ class LoadProgress(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     COMPLETED_BYTES_FIELD_NUMBER: builtins.int
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    EXPECTED_END_TIME_FIELD_NUMBER: builtins.int
     phase: builtins.str
-    """What goes on, for people to read: "downloading", "reading weights", "moving to device"."""
+    """What goes on, for people to read: "looking up" (with bytes where files are hashed, which they are once),
+    "downloading", "reading weights", "moving to device".
+    """
     role: builtins.str
     """The component being worked on. Empty between components."""
     completed_bytes: builtins.int
     """Bytes of this phase so far; while weights are read, shared ones included."""
     total_bytes: builtins.int
     """Bytes of this phase in all, as far as that is known. 0 while unknown."""
+    @property
+    def expected_end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When this phase is expected to end, by how fast it was so far. Unset while that cannot be told."""
+
     def __init__(
         self,
         *,
@@ -952,8 +959,10 @@ class LoadProgress(google.protobuf.message.Message):
         role: builtins.str = ...,
         completed_bytes: builtins.int = ...,
         total_bytes: builtins.int = ...,
+        expected_end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["completed_bytes", b"completed_bytes", "phase", b"phase", "role", b"role", "total_bytes", b"total_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected_end_time", b"expected_end_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["completed_bytes", b"completed_bytes", "expected_end_time", b"expected_end_time", "phase", b"phase", "role", b"role", "total_bytes", b"total_bytes"]) -> None: ...
 
 global___LoadProgress = LoadProgress
 

@@ -36,11 +36,11 @@ from . import ip_adapter, seam
 from .adaptation import Adaptation, File, Step
 from .components import ComponentStore, dtype_name, is_wrapped
 from .construction import Construction
+from .digests import Digests
 from .quotation import quote
 from .residency import Reservation, Residency
 from .sources import Sources
 from .twins import IDENTITY, Fresh, Untouched, twin
-from .weights import Digests
 
 logger = logging.getLogger(__name__)
 

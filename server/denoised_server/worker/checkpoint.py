@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 
 from . import families, fit, overrides, parts
 from .construction import Construction
+from .digests import Digests
 from .dtypes import Dtypes
 from .overrides import Weightless
 from .parts import DIFFUSERS_DTYPE, Part
@@ -25,7 +26,6 @@ from .quantization import Quantization
 from .quotation import quote
 from .single_file import SingleFile
 from .sources import Sources
-from .weights import Digests
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,18 @@ class Checkpoint:
         return [*self.own, *(part for part in self.brought if isinstance(part, Part))]
 
 
-def find(spec: Spec, sources: Sources, digests: Digests, construction: Construction) -> Checkpoint:
-    """Looks into what was fetched or is on this machine anyway. Raises what `denoised.errors` has for loads."""
+def find(
+    spec: Spec,
+    sources: Sources,
+    digests: Digests,
+    construction: Construction,
+    *,
+    learn: Callable[[Iterable[Path]], None] = lambda _: None,
+) -> Checkpoint:
+    """Looks into what was fetched or is on this machine anyway. Raises what `denoised.errors` has for loads.
+
+    `learn` is told of weight files before they are identified one by one.
+    """
     loader, dtypes = families.auto_class(spec.task), Dtypes.of_spec(spec)
     spec = replace(spec, use_safetensors=sources.rules.use_safetensors(spec.use_safetensors))
     source = sources.pipeline(spec)
@@ -93,9 +103,11 @@ def find(spec: Spec, sources: Sources, digests: Digests, construction: Construct
         read: Callable[[Mapping[str, Any]], DiffusionPipeline] = from_pretrained
         if spec.single_file:
             file = SingleFile.of_spec(sources.single_file(spec), source.folder, class_name, spec)
+            learn([file.path])
             own, beside = file.parts(index, spec, dtypes, digests, construction)
             read = partial(file.make, dtypes)
         else:
+            learn(parts.files_of(source.folder, index, spec))
             own = parts.of_checkpoint(source.folder, index, spec, dtypes, digests)
             quantized = Quantization.of_parts(spec.quantization_config, own)
             own, quantization = quantized.identify(own), quantized.arguments(own)

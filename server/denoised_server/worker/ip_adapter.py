@@ -14,10 +14,10 @@ from denoised_server.messages import Access, AdapterSource, ComponentSource
 from torch import nn
 
 from . import weights
+from .digests import Digests
 from .downloads import Downloads
 from .parts import TRANSFORMERS_DTYPE
 from .sources import Sources
-from .weights import Digests
 
 
 @dataclass(frozen=True, slots=True)

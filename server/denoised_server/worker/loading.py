@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +37,8 @@ from .adapters import AdapterStore
 from .components import ComponentStore
 from .configuration import configure
 from .construction import Construction
-from .downloads import Downloads
+from .digests import Digests
+from .downloads import REPORT_SECONDS, Downloads
 from .dtypes import Dtypes
 from .memory_counts import MemoryCounts
 from .overrides import Weightless
@@ -43,7 +47,6 @@ from .quotation import quote
 from .residency import Residency
 from .sources import Sources
 from .tiers import Bandwidths, Tier
-from .weights import Digests
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +215,13 @@ class Loader:
         progress: Callable[[LoadProgress], None],
         check_cancelled: Callable[[], None],
     ) -> Live:
-        found = checkpoint.find(spec, self._sources, self._digests, self._construction)
+        found = checkpoint.find(
+            spec,
+            self._sources,
+            self._digests,
+            self._construction,
+            learn=lambda files: self._learn(files, progress, check_cancelled),
+        )
         try:
             pipeline = self._build(user, {}, found.own, found.brought, found.make, progress, check_cancelled)
         except DenoisedError:
@@ -221,6 +230,19 @@ class Loader:
             raise checkpoint.load_error(found.spec, found.class_name, error) from None
         task = spec.task or families.task_of(pipeline)
         return Live(pipeline, pipeline, task, found.dtypes, self._describe(pipeline), Recipe(found.spec))
+
+    def _learn(
+        self, files: Iterable[Path], progress: Callable[[LoadProgress], None], check_cancelled: Callable[[], None]
+    ) -> None:
+        """Reads the files whose content is not known yet, which also brings them into the page cache."""
+        told = [-math.inf]
+
+        def report(done: int, total: int) -> None:
+            if (now := time.monotonic()) - told[0] >= REPORT_SECONDS:
+                told[0] = now
+                progress(LoadProgress("looking up", "", done, total))
+
+        self._digests.learn(files, report, check_cancelled)
 
     def _from_pipe(
         self,
@@ -284,7 +306,8 @@ class Loader:
         reservation = self._adapters.reserve({**kept, **{part.digest: part.memory_bytes for part in weighing}})
         measured: dict[str, int] = {}
         try:
-            report = _Report(weighing, reservation.shared_bytes - sum(kept.values()), progress, check_cancelled)
+            shared = reservation.shared_bytes - sum(kept.values())
+            report = _Report(weighing, shared, progress, check_cancelled)
             ready: dict[str, Any] = {}
             began = time.monotonic()
             with self._construction.loading(), report:
@@ -299,8 +322,8 @@ class Loader:
                         ready[part.role] = module
                 pipeline = make(ready)
             check_cancelled()
-            progress(LoadProgress("moving to device", "", report.total_bytes, report.total_bytes))
-            self._hold(user, pipeline, weighing, reservation.below, measured)
+            with _Moving(report.total_bytes, shared, progress, check_cancelled) as moving:
+                self._hold(user, pipeline, weighing, reservation.below, measured, moving)
             self.speed.learn(Tier.DISK, reservation.new_bytes, time.monotonic() - began)
             if not reservation.below:
                 self._counts.estimated("weights", reservation.new_bytes, sum(measured.values()))
@@ -315,6 +338,7 @@ class Loader:
         found: list[Part],
         below: Collection[str],
         measured: dict[str, int],
+        moving: _Moving,
     ) -> None:
         """Moves what is new to the device, or to a lower tier, and enters it into the store, under its content where
         files identify it.
@@ -330,10 +354,12 @@ class Loader:
                 pipeline.register_modules(**{role: twin})
                 continue
             is_below = digest in below
-            if not is_below:
-                module.to(self._device)
-            held = self._residency.add(digest, module, user, files.get(role, ()), below=is_below)
-            measured[digest] = held.device_bytes
+            with moving.of(role) as moved:
+                if not is_below:
+                    module.to(self._device)
+                held = self._residency.add(digest, module, user, files.get(role, ()), below=is_below)
+                measured[digest] = held.device_bytes
+                moved(held.weight_bytes)
 
     def _describe(self, pipeline: DiffusionPipeline) -> tuple[Component, ...]:
         described = []
@@ -351,6 +377,41 @@ class Loader:
                     dtype = components.dtype_name(module)
                     described.append(Component(name, class_name, held.digest, held.weight_bytes, dtype))
         return tuple(described)
+
+
+class _Moving:
+    """Tells how much of what was read has been moved, and stops it when the load is cancelled."""
+
+    def __init__(
+        self,
+        total_bytes: int,
+        shared_bytes: int,
+        progress: Callable[[LoadProgress], None],
+        check_cancelled: Callable[[], None],
+    ) -> None:
+        self._total, self._done, self._told = total_bytes, shared_bytes, -math.inf
+        self._progress, self._check_cancelled = progress, check_cancelled
+
+    def __enter__(self) -> _Moving:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._progress(LoadProgress("moving to device", "", self._total, self._total))
+
+    @contextmanager
+    def of(self, role: str) -> Iterator[Callable[[int], None]]:
+        """Around the move of one component; what is yielded is told of its bytes."""
+
+        def moved(size: int) -> None:
+            self._check_cancelled()
+            self._done = min(self._done + size, self._total)
+            if (now := time.monotonic()) - self._told >= REPORT_SECONDS:
+                self._told = now
+                self._progress(LoadProgress("moving to device", role, self._done, self._total))
+
+        moved(0)
+        yield moved
 
 
 class _Report:

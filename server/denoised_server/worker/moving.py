@@ -10,11 +10,11 @@ import torch
 
 from . import absence
 from .components import Held
+from .digests import Digests
 from .memory_counts import MemoryCounts
 from .reclaim import Reclaim
 from .reread import Reread
 from .tiers import Bandwidths, Tier
-from .weights import Digests
 
 
 class Mover:

@@ -16,11 +16,11 @@ from diffusers import SchedulerMixin
 from torch import nn
 
 from . import classes, noise_schedulers, parts, source_rules
+from .digests import Digests
 from .dtypes import Dtypes
 from .parts import Part
 from .quotation import quote
 from .sources import Sources
-from .weights import Digests
 
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 

@@ -16,8 +16,8 @@ from diffusers.pipelines import pipeline_utils
 from torch import nn
 
 from . import classes, weights
+from .digests import Digests
 from .dtypes import Dtypes
-from .weights import Digests
 
 # Newer versions of the libraries warn about the old name.
 DIFFUSERS_DTYPE = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
@@ -50,6 +50,17 @@ class Part:
             options["use_safetensors"] = self.use_safetensors
         module: nn.Module = component_class.from_pretrained(str(self.folder), **options)
         return module.eval()
+
+
+def files_of(folder: Path, index: Mapping[str, Any], spec: Spec) -> list[Path]:
+    """Weight files that a checkpoint brings; those of parts that the spec overrides are left out."""
+    return [
+        file
+        for role in index
+        if role not in spec.overrides and role.isidentifier()
+        for each in (folder / role, *_beside(folder / role))
+        for file in weights.find(each, variant=spec.variant, use_safetensors=spec.use_safetensors)
+    ]
 
 
 def of_checkpoint(folder: Path, index: Mapping[str, Any], spec: Spec, dtypes: Dtypes, digests: Digests) -> list[Part]:

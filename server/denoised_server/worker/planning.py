@@ -9,13 +9,13 @@ from denoised_server.messages import Access, Planned, PlannedComponent, Recipe
 from . import checkpoint, weights
 from .components import ComponentStore
 from .construction import Construction
+from .digests import Digests
 from .downloads import Downloads
 from .parts import Part
 from .residency import Residency
 from .sketches import Sketches
 from .sources import Sources
 from .tiers import Bandwidths, Tier
-from .weights import Digests
 
 
 class Planner:

@@ -21,7 +21,7 @@ import torch
 from denoised.errors import WeightsChangedError
 
 from .cargo import Cargo, Slot
-from .weights import Digests
+from .digests import Digests
 
 logger = logging.getLogger(__name__)
 

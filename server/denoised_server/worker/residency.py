@@ -28,6 +28,7 @@ from . import absence, eviction, tensors
 from .cargo import Cargo
 from .components import ComponentStore, Held
 from .construction import Construction
+from .digests import Digests
 from .eviction import Resident, Uses
 from .ledger import Ledger
 from .memory_counts import MemoryCounts
@@ -35,7 +36,6 @@ from .moving import Mover
 from .succession import Succession
 from .tenants import Tenants
 from .tiers import Bandwidths, Tier
-from .weights import Digests
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from torch import nn
 
 from . import classes, families, parts, weights
 from .construction import Construction
+from .digests import Digests
 from .dtypes import Dtypes
 from .parts import DIFFUSERS_DTYPE, Part
-from .weights import Digests
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
-"""Weight files of a component: which they are, how large they get, and what identifies them. Reads headers only."""
+"""Weight files of a component: which they are, and how large they get. Reads headers only."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -124,52 +123,3 @@ def _tensor_bytes(tensor: Mapping[str, Any], item_bytes: int) -> int:
     dtype = str(tensor["dtype"])
     size = item_bytes if dtype.startswith(("F", "BF")) else SAFETENSORS_ITEM_BYTES.get(dtype, 1)
     return int(math.prod(tensor["shape"]) * size)
-
-
-def _configuration(path: Path) -> str:
-    """What decides the module, in one spelling; who saved it with which version, and from where, does not."""
-    if not path.is_file():
-        return ""
-    config = json.loads(path.read_text())
-    dropped = {"transformers_version", "torch_dtype", "dtype"}
-    return json.dumps({k: v for k, v in config.items() if not k.startswith("_") and k not in dropped}, sort_keys=True)
-
-
-class Digests:
-    """Content digests of files, each computed once for as long as the file stays as it is."""
-
-    def __init__(self, *hub_caches: Path) -> None:
-        self._hub_caches = hub_caches
-        self._known: dict[tuple[str, int, int], str] = {}
-
-    def with_cache(self, hub_cache: Path) -> Digests:
-        """The same memory, where files of another cache of the Hub's are believed too."""
-        other = Digests(*self._hub_caches, hub_cache)
-        other._known = self._known
-        return other
-
-    def of_file(self, path: Path) -> str:
-        """SHA-256, hexadecimal. The Hub's cache names blobs by it, so those are not read; other names prove nothing."""
-        real = path.resolve()
-        is_blob = real.parent.name == "blobs" and any(real.is_relative_to(cache) for cache in self._hub_caches)
-        if is_blob and re.fullmatch(r"[0-9a-f]{64}", real.name):
-            return real.name
-        state = real.stat()
-        key = (str(real), state.st_size, state.st_mtime_ns)
-        if key not in self._known:
-            with real.open("rb") as file:
-                self._known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._known[key]
-
-    def of_component(self, files: Iterable[Path], *, config: Path, class_name: str, dtype: str, role: str = "") -> str:
-        """Identity of a component: the same for the same weights, class, configuration and element type.
-
-        `role` says which of several components in the same files it is.
-        """
-        identity = hashlib.sha256()
-        for part in (class_name, dtype, _configuration(config), *([role] if role else [])):
-            identity.update(f"{part}\n".encode())
-        for path in sorted(files, key=lambda path: path.name):
-            # Without the variant: the same bytes are the same weights under any name.
-            identity.update(f"{self.of_file(path)}\n".encode())
-        return f"sha256:{identity.hexdigest()}"

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,7 @@ from denoised_server.messages import (
     Hold,
     Load,
     Loaded,
+    LoadProgress,
     MemoryStats,
     Plan,
     Ready,
@@ -65,11 +66,13 @@ from .configuration import Variants, configure
 from .construction import Construction
 from .delivery import Delivery
 from .device_memory import DeviceMemory
+from .digests import Digests
 from .embeddings import Embeddings
 from .engine import Cancelled, Engine, Request
 from .fairness import Entrant
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
 from .ledger import Ledger
+from .load_pace import LoadPace
 from .loading import Live, Loader, Wanted
 from .memory_counts import MemoryCounts
 from .observations import Observations
@@ -80,7 +83,6 @@ from .recovery import Recovery
 from .residency import Residency
 from .sources import EMBEDDED, Sources
 from .tiers import Tier
-from .weights import Digests
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -301,7 +303,7 @@ class Worker:
         """On a thread of its own: a long download holds nobody up. What follows takes its turn."""
         try:
             self._check_cancelled(task)
-            fetched = self._loader.fetch(wanted, access, task.emit, lambda: self._check_cancelled(task))
+            fetched = self._loader.fetch(wanted, access, _paced(task.emit), lambda: self._check_cancelled(task))
         except BaseException as raised:
             self._end(task, _bare(raised))
         else:
@@ -312,7 +314,7 @@ class Worker:
 
     def _load(self, task: _Task, recipe: Recipe) -> Sequence[Event]:
         name = task.command.pipeline
-        return self._bring(task, lambda check: self._loader.load(name, recipe, task.emit, check))
+        return self._bring(task, lambda check: self._loader.load(name, recipe, _paced(task.emit), check))
 
     def _derive(self, task: _Task, derivation: Derivation | None) -> Sequence[Event]:
         command = task.command
@@ -590,6 +592,17 @@ class Worker:
     def _is_idle(self) -> bool:
         with self._lock:
             return all(isinstance(task.command, Watch | Beat) for task in self._tasks.values())
+
+
+def _paced(emit: Emit) -> Callable[[LoadProgress], None]:
+    """Adds to what is told of a load when its phase will end."""
+    pace = LoadPace()
+
+    def tell(told: LoadProgress) -> None:
+        remaining = pace.remaining(told.phase, told.completed_bytes, told.total_bytes, time.monotonic())
+        emit(told if remaining is None else replace(told, expected_end_time=time.time() + remaining))
+
+    return tell
 
 
 def _is_plain(value: Plain) -> bool:

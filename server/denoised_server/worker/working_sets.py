@@ -73,7 +73,7 @@ class WorkingSets:
 
     def measured(self, kind: Kind, rows: int, size: int) -> None:
         """A call took so much at its peak."""
-        self._marks(kind, rows).measured.append(size)
+        self._marks(kind, rows).measured.append(max(1, size))
 
     def exhausted(self, kind: Kind, rows: int, size: int, now: float) -> None:
         """A call ran out of memory when it needed so much, and would have needed more."""

@@ -1,0 +1,128 @@
+"""What identifies components: digests of the content of their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+CHUNK_BYTES = 4 << 20
+# Files that are read at a time; a disk is kept busy by more than one.
+THREADS = min(8, max(2, os.cpu_count() or 2))
+# How often whoever waits is asked whether it still does. Seconds.
+CHECK_SECONDS = 0.05
+
+_Key = tuple[str, int, int]
+
+
+class Digests:
+    """Content digests of files, each computed once for as long as the file stays as it is."""
+
+    def __init__(self, *hub_caches: Path) -> None:
+        self._hub_caches = hub_caches
+        self._lock = threading.Lock()
+        self._known: dict[_Key, str] = {}
+
+    def with_cache(self, hub_cache: Path) -> Digests:
+        """The same memory, where files of another cache of the Hub's are believed too."""
+        other = Digests(*self._hub_caches, hub_cache)
+        other._lock, other._known = self._lock, self._known
+        return other
+
+    def of_file(self, path: Path) -> str:
+        """SHA-256, hexadecimal. The Hub's cache names blobs by it, so those are not read; other names prove nothing."""
+        if (name := self._blob(path)) is not None:
+            return name
+        key = _key(path)
+        with self._lock:
+            known = self._known.get(key)
+        return known or self._read(key, lambda _: None)
+
+    def learn(
+        self, paths: Iterable[Path], progress: Callable[[int, int], None], check_cancelled: Callable[[], None]
+    ) -> None:
+        """Computes the digests of these files that are not known, several at a time.
+
+        `progress` is told the bytes that were read, and all. Raises what `check_cancelled` raises; nobody goes on
+        reading then.
+        """
+        with self._lock:
+            unknown = {
+                key: path for path in paths if self._blob(path) is None and (key := _key(path)) not in self._known
+            }
+        if not unknown:
+            return
+        done, total, is_left = [0], sum(size for _, size, _ in unknown), threading.Event()
+
+        def came(size: int) -> None:
+            done[0] += size
+            if is_left.is_set():
+                raise _LeftError
+
+        with ThreadPoolExecutor(THREADS, "digest") as readers:
+            running: set[Future[str]] = {readers.submit(self._read, key, came) for key in unknown}
+            try:
+                while running:
+                    check_cancelled()
+                    progress(done[0], total)
+                    finished, running = wait(running, CHECK_SECONDS, FIRST_COMPLETED)
+                    for each in finished:
+                        each.result()
+            except BaseException:
+                is_left.set()
+                for each in running:
+                    each.cancel()
+                raise
+
+    def of_component(self, files: Iterable[Path], *, config: Path, class_name: str, dtype: str, role: str = "") -> str:
+        """Identity of a component: the same for the same weights, class, configuration and element type.
+
+        `role` says which of several components in the same files it is.
+        """
+        identity = hashlib.sha256()
+        for part in (class_name, dtype, _configuration(config), *([role] if role else [])):
+            identity.update(f"{part}\n".encode())
+        for path in sorted(files, key=lambda path: path.name):
+            # Without the variant: the same bytes are the same weights under any name.
+            identity.update(f"{self.of_file(path)}\n".encode())
+        return f"sha256:{identity.hexdigest()}"
+
+    def _blob(self, path: Path) -> str | None:
+        real = path.resolve()
+        is_blob = real.parent.name == "blobs" and any(real.is_relative_to(cache) for cache in self._hub_caches)
+        return real.name if is_blob and re.fullmatch(r"[0-9a-f]{64}", real.name) else None
+
+    def _read(self, key: _Key, came: Callable[[int], None]) -> str:
+        digest, buffer = hashlib.sha256(), bytearray(CHUNK_BYTES)
+        view = memoryview(buffer)
+        with Path(key[0]).open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+                came(count)
+        with self._lock:
+            self._known[key] = digest.hexdigest()
+        return digest.hexdigest()
+
+
+class _LeftError(Exception):
+    """Ends reading that nobody waits for any more."""
+
+
+def _key(path: Path) -> _Key:
+    real = path.resolve()
+    state = real.stat()
+    return str(real), state.st_size, state.st_mtime_ns
+
+
+def _configuration(path: Path) -> str:
+    """What decides the module, in one spelling; who saved it with which version, and from where, does not."""
+    if not path.is_file():
+        return ""
+    config = json.loads(path.read_text())
+    dropped = {"transformers_version", "torch_dtype", "dtype"}
+    return json.dumps({k: v for k, v in config.items() if not k.startswith("_") and k not in dropped}, sort_keys=True)
