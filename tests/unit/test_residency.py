@@ -145,14 +145,18 @@ def test_weights_that_are_tied_stay_tied(driver: Driver, folders: list[Path]) ->
         assert all(one is other for one, other in zip(now, before[each.digest], strict=True))
 
 
+@pytest.mark.parametrize("driver", [{}, {"host_memory": 2**30}], indirect=True, ids=["disk", "host"])
 def test_an_idle_pipeline_leaves_after_its_keep_alive_and_is_back_when_it_is_used(
     driver: Driver, folders: list[Path], expected: list[Any], sizes: dict[str, int]
 ) -> None:
     name = load(driver, folders[0], Keep(keep_alive=0.0))
     np.testing.assert_array_equal(draw(driver, name), expected[0])
-    until(lambda: {part.residency for part in driver.snapshot().components} == {"disk"})
+    below = "host" if driver.worker._residency._host_bytes else "disk"
+    until(lambda: {part.residency for part in driver.snapshot().components} == {below})
     assert driver.snapshot().weight_bytes < 0.01 * sum(sizes.values())
     np.testing.assert_array_equal(draw(driver, name), expected[0])
+    until(lambda: {part.residency for part in driver.snapshot().components} == {below})
+    assert driver.worker._residency.unreclaimed_bytes == 0
     driver.start(Hold(name, Keep())).result()
     draw(driver, name)
     assert "device" in {part.residency for part in driver.snapshot().components}

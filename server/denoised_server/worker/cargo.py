@@ -75,11 +75,12 @@ class Cargo:
         self.buffer_bytes += -(-slot.size // alignment) * alignment
 
     def leave_out(self, stays: Collection[Slot]) -> None:
-        """These stay where they are; to be said before the others leave for the first time."""
-        slots, self.slots, self.size, self.buffer_bytes = self.slots, [], 0, 0
-        for slot in slots:
-            if slot not in stays:
-                self._append(slot)
+        """These stay on the device; to be said before the others leave for the first time."""
+        for slot in stays:
+            # Out of the buffer, which would stay with them.
+            slot.tensor.data = slot.tensor.data.clone()
+            self.slots.remove(slot)
+            self.size -= slot.size
 
     def own(self) -> None:
         """Copies the weights out of where they were read to, in the host's memory.
