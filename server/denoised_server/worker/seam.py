@@ -21,7 +21,7 @@ from .overlay import Overlay
 from .splitting import Layout
 
 # What `watch` leaves on a module.
-MARKS = ("_denoised_methods", "forward", "encode", "decode", "set_attn_processor", "_diffusers_hook")
+MARKS = ("_denoised_methods", "forward", "encode", "decode", "generate", "set_attn_processor", "_diffusers_hook")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,9 @@ def watch(module: nn.Module) -> None:
     for name in methods:
         original = getattr(module, name)
         vars(module)[name] = _yielding(Method(module, name, original, joining.parameters(original)))
+    if hasattr(module, "generate") and any(hasattr(part, "rope_deltas") for part in module.modules()):
+        # From the first call to the last it keeps positions on itself, which those of another request would replace.
+        vars(module)["generate"] = _whole(Method(module, "generate", cast(Any, module).generate, []))
     if hasattr(module, "set_attn_processor"):
         vars(module)["set_attn_processor"] = _noting_processors(module, cast(Any, module).set_attn_processor)
     if hasattr(module, "cache_context"):
@@ -114,6 +117,19 @@ def _yielding(method: Method) -> Callable[..., Any]:
         if caller.entered is not None:
             caller.entered(method.phase)
         return caller.call(method, args, kwargs) if switchable() else caller.inline(method, args, kwargs)
+
+    return call
+
+
+def _whole(method: Method) -> Callable[..., Any]:
+    @functools.wraps(method.original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        caller = greenlet.getcurrent()
+        if not isinstance(caller, Caller) or caller.overlay is None:
+            return method.original(*args, **kwargs)
+        if caller.entered is not None:
+            caller.entered(method.phase)
+        return caller.inline(method, args, kwargs)
 
     return call
 

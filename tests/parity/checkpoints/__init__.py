@@ -6,6 +6,7 @@ from . import (
     deepfloyd,
     flux,
     flux_2,
+    glm,
     kandinsky,
     kolors,
     pixart,
@@ -32,6 +33,7 @@ MODULES = (
     cogview,
     kolors,
     qwen,
+    glm,
     audio,
     video,
     wuerstchen,
@@ -43,8 +45,6 @@ _LARGE = "Its processor needs torchvision, and it scales every picture up to a m
 
 # Names that no checkpoint is built for, and why.
 NOT_BUILT: dict[str, str] = {
-    "glm_image": "Alone it is the same; its language model keeps positions on itself between calls, and requests that "
-    "run at once get each other's: run one at a time.",
     "cosmos3-omni": "It is mapped to conditions of any kind, for which there is no task here.",
     "nucleusmoe-image": _TORCHVISION,
     "qwenimage-edit": _LARGE,

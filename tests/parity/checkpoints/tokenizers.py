@@ -70,6 +70,19 @@ def roberta() -> RobertaTokenizer:
     return RobertaTokenizer(vocab=_numbered(pieces), merges=[], model_max_length=77)
 
 
+def glm_image() -> Qwen2Tokenizer:
+    """With the marks that GLM-Image puts around the sizes of images."""
+    tokenizer = Qwen2Tokenizer(
+        vocab=_numbered([*sorted(ByteLevel.alphabet()), QWEN_TOKENS[0]]),
+        merges=[],
+        model_max_length=1024,
+        bos_token="<|begin|>",
+        extra_special_tokens={"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"},
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
 def qwen() -> Qwen2Tokenizer:
     """With the marks of Qwen's chats; `qwen_token` says which number one has."""
     tokenizer = Qwen2Tokenizer(
