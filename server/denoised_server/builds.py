@@ -124,12 +124,12 @@ class Builds:
         *,
         access: Access = NO_ACCESS,
         lasting: bool = False,
-        linger: float = 0.0,
+        linger: Callable[[], float] = lambda: 0.0,
     ) -> AsyncGenerator[LoadProgress, None]:
         """Ends when the handle's pipeline is live. Leaving early abandons its build, unless others wait for it too.
 
         Who is `lasting` needs the pipeline once more even though it is to be unloaded. Who leaves counts as waiting
-        for another `linger` seconds.
+        for as many seconds more as `linger` then says.
         """
         build = self._joinable(handle, origin, access) or self._begin(handle, origin, access)
         channel = Channel[LoadProgress]()
@@ -140,9 +140,9 @@ class Builds:
             async for progress in channel:
                 yield progress
         finally:
-            if linger and channel in build.waiting.get(handle, {}):
+            if (seconds := linger()) and channel in build.waiting.get(handle, {}):
                 build.lingering.add(channel)
-                asyncio.get_running_loop().call_later(linger, self._leave, build, handle, channel)
+                asyncio.get_running_loop().call_later(seconds, self._leave, build, handle, channel)
             else:
                 self._leave(build, handle, channel)
 

@@ -71,6 +71,8 @@ EXPIRY_SECONDS = 1.0
 ACCESS = Access()
 # How long a load with a request_id goes on without its caller, who may only have lost the connection.
 REJOIN_SECONDS = 10.0
+# A caller and the daemon do not see a deadline pass at the same time.
+LAST_MOMENT_SECONDS = 1.0
 # Between two tries to bring a pinned pipeline back.
 KEEP_LIVE_SECONDS = 5.0
 
@@ -255,16 +257,21 @@ class Pool:
     # Pipelines
 
     async def load(
-        self, spec: Spec, lease: Lease, access: Access = ACCESS
+        self, spec: Spec, lease: Lease, access: Access = ACCESS, *, timeout: float | None = None
     ) -> AsyncGenerator[LoadProgress | PipelineView, None]:
         """Yields the progress, then the pipeline, once the journal has it.
 
-        Closing it early abandons the load, unless others wait for it or its request_id is sent again soon.
+        Closing it early abandons the load, unless others wait for it or its request_id is sent again soon, which nobody
+        does who has no time left: `timeout` seconds from now.
         """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout - LAST_MOMENT_SECONDS
         spec = references.resolve(spec, self._reference, "spec")
         await self._wait_for_id(lease)
         handle = self._open(Recipe(spec), lease)
-        linger = REJOIN_SECONDS if handle.request_id else 0.0
+
+        def linger() -> float:
+            return REJOIN_SECONDS if handle.request_id and time.monotonic() < deadline else 0.0
+
         with self._claimed(handle, linger):
             if not handle.worker:
                 async with aclosing(self._builds.follow(handle, access=access, linger=linger)) as progress:
@@ -588,12 +595,12 @@ class Pool:
         return None
 
     @contextmanager
-    def _claimed(self, handle: Handle, linger: float) -> Iterator[None]:
-        """A handle that none of its callers waited for is nobody's, and goes; after so many seconds."""
+    def _claimed(self, handle: Handle, linger: Callable[[], float]) -> Iterator[None]:
+        """A handle that none of its callers waited for is nobody's, and goes; after as many seconds as is then said."""
         try:
             yield
         except (asyncio.CancelledError, GeneratorExit):
-            asyncio.get_running_loop().call_later(linger, self._drop_unclaimed, handle)
+            asyncio.get_running_loop().call_later(linger(), self._drop_unclaimed, handle)
             raise
         handle.is_claimed = True
 

@@ -46,7 +46,12 @@ class PipelineService(PipelineServiceServicer):
         self, request: pipeline_pb.LoadPipelineRequest, context: Any
     ) -> AsyncIterator[pipeline_pb.LoadPipelineResponse]:
         async with aclosing(
-            self._pool.load(requests.spec(request), requests.lease(request), requests.access(request))
+            self._pool.load(
+                requests.spec(request),
+                requests.lease(request),
+                requests.access(request),
+                timeout=context.time_remaining(),
+            )
         ) as events:
             async for event in events:
                 yield responses.load_response(event)
