@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from denoised.errors import DeadlineTooShortError, DeadlineUnmeetableError
-from denoised.values import Plain
+from denoised.values import Artifact, Plain
 
 from .messages import Finished, Generate, Loaded, Spec
 
@@ -38,10 +38,14 @@ UNKNOWN = Cost()
 
 
 class Demand(NamedTuple):
-    """What a generation asks for: a kind, of which each step costs the same, and a number of steps."""
+    """What a generation asks for: a kind, of which each step costs the same, and a number of steps.
+
+    One that takes its size from a picture is not `is_sized`: others of its kind do not show what it takes at least.
+    """
 
     kind: Hashable
     steps: float
+    is_sized: bool = True
 
 
 class _Run(NamedTuple):
@@ -85,7 +89,7 @@ class Forecast:
         fresh = [each for when, each in seconds if now - when <= EVIDENCE_SECONDS]
         return Cost(
             usual=sum(each for _, each in seconds) / len(seconds),
-            least=min(fresh, default=None),
+            least=min(fresh, default=None) if demand.is_sized else None,
             tail=sum(run.after for run in runs) / len(runs),
         )
 
@@ -97,6 +101,9 @@ def demand(command: Generate, spec: Spec, loaded: Loaded) -> Demand:
     prompt = arguments.get("prompt")
     kind = (
         (spec.repo_id, spec.single_file, spec.dtype, loaded.pipeline_class, command.method, command.output_type),
+        command.priority,
+        tuple(_length(arguments.get(name)) for name in ("timesteps", "sigmas")),
+        tuple(_number(known.get(name), -1.0) for name in ("denoising_start", "denoising_end", "true_cfg_scale")),
         tuple(known.get(name) if isinstance(known.get(name), int) else None for name in SIZES),
         len(prompt) if isinstance(prompt, list | tuple) else 1,
         # Guidance doubles a step, and pictures come in all sizes, which nobody looks into here.
@@ -104,7 +111,18 @@ def demand(command: Generate, spec: Spec, loaded: Loaded) -> Demand:
         command.forbid_batching,
     )
     steps, strength = _number(known.get("num_inference_steps"), 1.0), _number(known.get("strength"), 1.0)
-    return Demand(kind, max(1.0, steps * min(1.0, max(0.0, strength))))
+    is_sized = isinstance(known.get("height"), int) or not any(map(_is_picture, arguments.values()))
+    return Demand(kind, max(1.0, steps * min(1.0, max(0.0, strength))), is_sized)
+
+
+def _length(value: Plain) -> int | None:
+    return len(value) if isinstance(value, list | tuple) else None
+
+
+def _is_picture(value: Plain) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_picture, value))
+    return isinstance(value, Artifact) and value.media_type.startswith("image/")
 
 
 def check_deadline(left: float, cost: Cost, wait: float) -> None:

@@ -349,7 +349,7 @@ class Generations:
 
     async def _run_once(self, generation: Generation) -> None:
         handle, command = generation.handle, generation.command
-        began, has_retried = time.monotonic(), False
+        began, has_retried, has_waited = time.monotonic(), False, False
         while not generation.worker:
             if not handle.worker:
                 with generation.notes.phase("load"):
@@ -366,11 +366,12 @@ class Generations:
                 cost=generation.cost,
                 moved=generation.queued,
                 alone=generation.must_run_alone,
-                again=generation.deaths.count > 0,
+                again=has_waited or generation.deaths.count > 0,
             )
             async with AsyncExitStack() as stack:
                 with generation.notes.phase("queue"):
                     await stack.enter_async_context(gate)
+                has_waited = True
                 # The worker may have died while this one waited; then what it held is built anew.
                 if handle.worker == worker:
                     generation.admitted(worker)

@@ -24,6 +24,7 @@ REFUSALS = (
     "quota_exceeded",
     "deadline_unmeetable",
     "deadline_too_short",
+    "workers_drained",
     "no_room",
     "never_fits",
     "message_too_large",

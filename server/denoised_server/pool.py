@@ -257,14 +257,14 @@ class Pool:
     # Pipelines
 
     async def load(
-        self, spec: Spec, lease: Lease, access: Access = ACCESS, *, timeout: float | None = None
+        self, spec: Spec, lease: Lease, access: Access = ACCESS, *, left: float | None = None
     ) -> AsyncGenerator[LoadProgress | PipelineView, None]:
         """Yields the progress, then the pipeline, once the journal has it.
 
         Closing it early abandons the load, unless others wait for it or its request_id is sent again soon, which nobody
-        does who has no time left: `timeout` seconds from now.
+        does whose time is over, in `left` seconds.
         """
-        deadline = math.inf if timeout is None else time.monotonic() + timeout - LAST_MOMENT_SECONDS
+        deadline = math.inf if left is None else time.monotonic() + left - LAST_MOMENT_SECONDS
         spec = references.resolve(spec, self._reference, "spec")
         await self._wait_for_id(lease)
         handle = self._open(Recipe(spec), lease)
@@ -304,7 +304,7 @@ class Pool:
 
     async def _derive(self, origin: Handle, derivation: Derivation, lease: Lease, access: Access) -> Handle:
         handle = self._open(recipes.derive(origin.recipe, derivation), lease, source=origin.name)
-        with self._claimed(handle, 0.0):
+        with self._claimed(handle, lambda: 0.0):
             if not handle.worker:
                 built = Origin(origin.worker, origin.name, derivation)
                 await self._finish(self._builds.follow(handle, built, access=access))

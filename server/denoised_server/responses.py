@@ -173,15 +173,19 @@ def load_response(event: LoadProgress | PipelineView) -> pipeline_service_pb2.Lo
 
 def watch_response(change: Change) -> pipeline_service_pb2.WatchPipelinesResponse:
     """One message for all who are told of the change: there may be hundreds."""
-    if change not in _watch_responses:
-        view = change.pipeline
-        _watch_responses[change] = pipeline_service_pb2.WatchPipelinesResponse(
+    view, made = change.pipeline, _watch_responses.setdefault(change, {})
+    # Who may not know the owner gets another one.
+    is_owner = view is not None and callers.current().owns(view.owner)
+    if is_owner not in made:
+        made[is_owner] = pipeline_service_pb2.WatchPipelinesResponse(
             change=CHANGES[change.kind], pipeline=pipeline(view) if view else None
         )
-    return _watch_responses[change]
+    return made[is_owner]
 
 
-_watch_responses: WeakKeyDictionary[Change, pipeline_service_pb2.WatchPipelinesResponse] = WeakKeyDictionary()
+_watch_responses: WeakKeyDictionary[Change, dict[bool, pipeline_service_pb2.WatchPipelinesResponse]] = (
+    WeakKeyDictionary()
+)
 
 
 def generate_response(numbered: Numbered[GenerationEvent]) -> generation_service_pb2.GenerateResponse:

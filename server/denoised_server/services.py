@@ -50,7 +50,7 @@ class PipelineService(PipelineServiceServicer):
                 requests.spec(request),
                 requests.lease(request),
                 requests.access(request),
-                timeout=context.time_remaining(),
+                left=context.time_remaining(),
             )
         ) as events:
             async for event in events:

@@ -83,7 +83,8 @@ def caller(client: Client, ledger: Ledger, dice: random.Random, number: int) -> 
         try:
             identity = new.removeprefix("pipelines/")
             if act == "load":
-                client.load(promise.repo_id, pipeline_id=identity, ttl=ttl)
+                # For as long as it may take it is sent again to a daemon that is gone.
+                client.load(promise.repo_id, pipeline_id=identity, ttl=ttl, timeout=2.0)
             elif act == "derive":
                 client.derive(name, "inpainting", pipeline_id=identity, ttl=ttl)
             elif act == "renew":

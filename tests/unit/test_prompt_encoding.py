@@ -28,7 +28,9 @@ def encode(driver: Driver, **arguments: Any) -> list[Any]:
     packed = {name: media.pack(value) for name, value in arguments.items()}
     command = Generate("pipelines/a", packed, forbid_batching=True, method="encode_prompt")
     events = driver.start(command).result()
-    values = {event.field: event.artifact for event in events if isinstance(event, Output)} | dict(finished(events).fields)
+    values = {event.field: event.artifact for event in events if isinstance(event, Output)} | dict(
+        finished(events).fields
+    )
     return [media.unpack(values[name]) for name in finished(events).field_names]
 
 

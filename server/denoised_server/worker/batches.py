@@ -184,7 +184,7 @@ class Batches:
         """
         is_exact = any(call.lone is Lone.FORBIDDEN for call in calls)
         requests = sum(call.together for call in calls)
-        inputs = Inputs(values)
+        inputs = Inputs(values, calls=len(calls))
         rows = sum(call.arguments.rows if call.arguments is not None else inputs.rows for call in calls)
         tried = self.recovery.run(Trial(calls[0].method, requests, rows, inputs, is_exact, compute))
         if tried.helped is not None:
@@ -197,18 +197,17 @@ class Batches:
         outcomes = [self._alone(call, Lone.VERIFYING) for call in calls]
         if any(outcome.error is not None for outcome in outcomes):
             return outcomes
-        try:
-            args, kwargs = joining.join(arguments)
-        except NotJoinableError:
-            return outcomes
         randomness.put_away()
         try:
+            args, kwargs = joining.join(arguments)
             joined = method.original(*args, **kwargs)
             cuts = splitting.layout(joined, [alone.value for alone in outcomes])
             results = splitting.split(joined, [each.rows for each in arguments], cuts)
             difference = splitting.worst(
                 splitting.difference(part, alone.value) for part, alone in zip(results, outcomes, strict=True)
             )
+        except NotJoinableError:
+            return outcomes
         except Exception as error:
             if exhaustion.is_out_of_memory(error):
                 return outcomes

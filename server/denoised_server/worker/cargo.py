@@ -107,10 +107,12 @@ class Cargo:
     def unload(self) -> list[tuple[StorageWeakRef, int]]:
         """Lets go of the weights. Returns what shows which memory is really free, with its bytes."""
         let_go: dict[int, tuple[StorageWeakRef, int]] = {}
+        # All of them first: there may be no memory for one, and half a component is worth nothing.
+        stand_ins = {slot.dtype: _stand_in(slot.dtype, self._device) for slot in self.slots}
         for slot in self.slots:
             storage = slot.tensor.untyped_storage()
             let_go.setdefault(storage.data_ptr(), (StorageWeakRef(storage), storage.nbytes()))
-            slot.tensor.data = _stand_in(slot.dtype, self._device).expand(slot.shape)
+            slot.tensor.data = stand_ins[slot.dtype].expand(slot.shape)
         self._buffer = None
         return list(let_go.values())
 

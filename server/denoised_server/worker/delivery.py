@@ -51,11 +51,12 @@ class Delivery:
         outputs = self._attempt(job)
         with self._lock:
             self._left -= 1
-            is_last = not self._left
-        if is_last:
-            self._finish(outputs)
-        elif self._error is None:
-            self._emit(*outputs)
+            if self._left:
+                # Within the lock, so that the end does not overtake it.
+                if self._error is None:
+                    self._emit(*outputs)
+                return
+        self._finish(outputs)
 
     def _attempt(self, job: Job) -> list[Output]:
         if self._error is None:

@@ -448,4 +448,10 @@ def _verdict(alone: Outcome, like: Outcome, both: Outcome, agrees: Callable[...,
     """Whether a proof holds; None when it shows nothing."""
     if alone.error is not None or like.error is not None or isinstance(both.error, Cancelled):
         return None
-    return both.error is None and agrees(both.value, (alone.value, like.value))
+    if both.error is not None:
+        return False
+    try:
+        return agrees(both.value, (alone.value, like.value))
+    except Exception:
+        logger.debug("what fused requests came to cannot be compared", exc_info=True)
+        return False

@@ -220,7 +220,7 @@ class Generation:
         likeness = fused.likeness(self._arguments, self._media)
         if likeness is None:
             return None
-        return fused.identity(self._pipeline), fused.plain(self._enabled), likeness
+        return fused.identity(self._pipeline), fused.plain(self._enabled), likeness, command.progress_interval
 
     def fuse(self, others: Sequence[Generation]) -> Generation:
         """One that runs this one and others of its kind as one `__call__`; they share its result."""

@@ -11,10 +11,12 @@ import torch
 class Inputs:
     """The tensors and generators among the arguments of a call, and how they were before it.
 
-    `rows` is the number of samples of one call, `row_bytes` the size of each, in all arguments together.
+    `rows` is the number of samples of one call, `row_bytes` the size of each, in all arguments together; the values may
+    be those of several calls.
     """
 
-    def __init__(self, values: Iterable[Any]) -> None:
+    def __init__(self, values: Iterable[Any], *, calls: int = 1) -> None:
+        self._calls = calls
         found = tuple(_leaves(values))
         self.tensors = tuple(value for value in found if isinstance(value, torch.Tensor))
         self.rows = next((tensor.shape[0] for tensor in self.tensors if tensor.dim() >= 2), 1)
@@ -24,7 +26,9 @@ class Inputs:
     @property
     def row_bytes(self) -> int:
         rows = max(self.rows, 1)
-        return sum(tensor.nbytes for tensor in self.tensors if tensor.dim() and tensor.shape[0] == rows) // rows
+        return sum(tensor.nbytes for tensor in self.tensors if tensor.dim() and tensor.shape[0] == rows) // (
+            rows * self._calls
+        )
 
     @property
     def dtype(self) -> str:

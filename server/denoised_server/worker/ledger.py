@@ -153,6 +153,12 @@ class Ledger:
         self._working[number] = size
         return number
 
+    def claim_rest(self, size: int) -> int:
+        """Promises as much of it as there is."""
+        number = next(self._numbers)
+        self._working[number] = min(size, self.working_room_bytes)
+        return number
+
     def give_back(self, claim: int) -> None:
         """The call is over."""
         self._working.pop(claim, None)

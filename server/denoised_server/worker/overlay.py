@@ -20,6 +20,7 @@ import greenlet
 import torch
 from torch import nn
 
+from . import randomness
 from .randomness import Randomness
 
 _STORES = ("__dict__", "_parameters", "_buffers", "_modules")
@@ -134,6 +135,8 @@ class Overlay:
     def put_on(self) -> None:
         if self._randomness is not None:
             self._randomness.put_on()
+        else:
+            randomness.put_away()
         if self._mine is not None:
             for (change, _), value in zip(self._changes.values(), self._mine, strict=True):
                 change.write(value)

@@ -43,7 +43,7 @@ class _Maps:
 
     @property
     def are_settled(self) -> bool:
-        return bool(self.maps) and all(known.is_settled for known in self.maps.values())
+        return bool(self.maps) and all(known.is_settled for known in list(self.maps.values()))
 
 
 class Previews:

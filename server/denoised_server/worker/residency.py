@@ -417,8 +417,22 @@ class Residency:
 
     def _bring_now(self, held: Held) -> None:
         """Returns when the component is there, for whoever uses its weights without a call."""
-        is_urgent = threading.get_ident() == self.engine_thread
-        self.leave(self._enter_now(Claim((held,), lambda: None, is_urgent)))
+        if threading.get_ident() != self.engine_thread:
+            self.leave(self._enter_now(Claim((held,), lambda: None)))
+            return
+        # Not by the thread that brings: that may be waiting for this very turn of the engine's to end.
+        claim = Claim((held,), lambda: None, is_urgent=True)
+        with self._changed:
+            held.claims += 1
+        while not self.enter(claim):
+            if claim.error is not None or self._is_closed:
+                self.release(claim)
+                raise claim.error or InternalError("The worker is closing.")
+            if not self._bring(held, claim):
+                with self._changed:
+                    if not claim.is_present and claim.error is None:
+                        self._changed.wait(RETRY_SECONDS)
+        self.leave(claim)
 
     def _enter_now(self, claim: Claim) -> Claim:
         """Waits until the claim has entered. Raises what keeps it from ever doing so."""
@@ -456,6 +470,8 @@ class Residency:
             held.tier is Tier.DEVICE
             and not (held.running or held.is_moving or self._tenants.pin(held.users))
             and bool(held.cargo.slots)
+            # While it is still being loaded, its bytes are its load's.
+            and held.digest in self._ledger
             and (held.can_reread or self._host_bytes > 0)
         )
 

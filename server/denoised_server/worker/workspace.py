@@ -84,7 +84,7 @@ class Workspace:
             return self._ledger.claim(size)
         except NoRoomError:
             # It is tried all the same: an estimate is no reason to refuse anybody.
-            return self._ledger.claim(self._ledger.working_room_bytes)
+            return self._ledger.claim_rest(size)
 
     @property
     def _room_bytes(self) -> int:
