@@ -127,8 +127,8 @@ def channel_options(max_message_bytes: int, server_name: str | None) -> Sequence
         ("grpc.service_config", SERVICE_CONFIG),
         # Spares blocking streams a thread of their own: a millisecond or two of every generation.
         (ChannelOptions.SingleThreadedUnaryStream, 1),
-        # A daemon that is started again is found within seconds, not after the two minutes that gRPC would come to wait,
-        # and each client looks for itself.
+        # A daemon that is started again is found within seconds, not after the two minutes that gRPC would come to
+        # wait, and each client looks for itself.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.use_local_subchannel_pool", 1),
