@@ -53,6 +53,8 @@ def test_while_a_pipeline_is_being_loaded_the_daemon_is_starting_and_serves_thos
             assert not client.is_serving()
             assert [probe(url, path)[0] for path in ("/healthz", "/readyz", "/startupz")] == [200, 503, 503]
             assert probe(url, "/readyz")[1] == "starting\npipelines/painter is not ready.\n"
+            while "pipelines/painter" not in [pipe.name for pipe in client.pipelines()]:
+                time.sleep(0.02)
             request = GenerateRequest(pipeline="pipelines/painter", prompt="a cat")
             assert any(event.HasField("summary") for event in client.generate(request))
             assert client.is_serving()

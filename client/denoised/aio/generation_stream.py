@@ -56,8 +56,9 @@ class AsyncGenerationStream:
                             yield event
                 is_over = True
             except (DaemonUnreachableError, ShuttingDownError) as error:
-                if not self._is_accepted:
-                    # Nothing was promised yet: whoever calls had better know at once.
+                is_late = self._timeout is not None and time.monotonic() - began >= self._timeout
+                if is_late or not self._is_accepted:
+                    # Its time is over, or nothing was promised yet: whoever calls had better know at once.
                     raise
                 await asyncio.sleep(patience.pause(error))
             except GenerationNotFoundError:

@@ -45,7 +45,8 @@ class AsyncLoadStream:
                         yield event
                 return
             except (DaemonUnreachableError, ShuttingDownError) as error:
-                if not is_accepted:
-                    # Nothing was promised yet: whoever calls had better know at once.
+                is_late = self._timeout is not None and time.monotonic() - began >= self._timeout
+                if is_late or not is_accepted:
+                    # Its time is over, or nothing was promised yet: whoever calls had better know at once.
                     raise
                 await asyncio.sleep(patience.pause(error))
