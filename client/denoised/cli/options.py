@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import json
@@ -26,6 +27,7 @@ from ..channel import (
 from ..client import Client
 from ..component import Component
 from ..errors import DenoisedError
+from ..spec import TASKS
 from ..units import to_seconds
 
 EXIT_CODES = "[dim]Exit codes: 0 it worked · 1 it failed, stderr says why · 2 wrong usage · 130 interrupted.[/dim]"
@@ -93,6 +95,34 @@ PipelineId = Annotated[
     ),
 ]
 Shared = Annotated[bool, typer.Option("--shared", help="Let other clients see and use it.")]
+Task = enum.StrEnum("Task", {name.replace("-", "_"): name for name in TASKS})  # type: ignore[misc]
+Repo = Annotated[
+    str,
+    typer.Argument(
+        help="A repository on the Hugging Face Hub (owner/name), a directory that the daemon may read, or an "
+        "embedded model such as demo."
+    ),
+]
+TaskWanted = Annotated[
+    Task | None, typer.Option(help="What it is for. Defaults to the class that the checkpoint names.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Element type of the weights: float32 (the default), float16, bfloat16, float64, or auto for that of "
+        "the files."
+    ),
+]
+Variant = Annotated[str, typer.Option(help="Weight variant, such as fp16.")]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit. Defaults to main.")]
+Subfolder = Annotated[str, typer.Option(help="Folder inside the repository that has the pipeline.")]
+SingleFile = Annotated[
+    str, typer.Option(help="Safetensors file inside the repository that has the weights of all components.")
+]
+SingleFileConfig = Annotated[
+    str | None,
+    typer.Option(help="Repository or directory that describes the single file. Defaults to where the file is."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated
 
 import typer
 
 from ..progress import LoadingBar
-from ..spec import TASKS
 from ..units import format_bytes, format_seconds, from_duration
 from ..v1 import pipeline_service_pb2 as pb
 from .console import ago, bar, print_json, print_table, to_json, until
 from .options import (
     Components,
     DefaultTarget,
+    Dtype,
     ForceDownload,
     HubToken,
     Json,
@@ -24,10 +23,18 @@ from .options import (
     Pinned,
     PipelineId,
     Quantizations,
+    Repo,
+    Revision,
     Shared,
+    SingleFile,
+    SingleFileConfig,
+    Subfolder,
     Target,
+    Task,
+    TaskWanted,
     Token,
     Ttl,
+    Variant,
     connect,
     parse_assignments,
     parse_components,
@@ -35,39 +42,18 @@ from .options import (
     parse_ttl,
 )
 
-Task = enum.StrEnum("Task", {name.replace("-", "_"): name for name in TASKS})  # type: ignore[misc]
-
 
 def load(
-    repo: Annotated[
-        str,
-        typer.Argument(
-            help="A repository on the Hugging Face Hub (owner/name), a directory that the daemon may read, or an "
-            "embedded model such as demo."
-        ),
-    ],
-    task: Annotated[
-        Task | None, typer.Option(help="What it is for. Defaults to the class that the checkpoint names.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Element type of the weights: float32 (the default), float16, bfloat16, float64, or auto for that of "
-            "the files."
-        ),
-    ] = None,
+    repo: Repo,
+    task: TaskWanted = None,
+    dtype: Dtype = None,
     pipeline_id: PipelineId = None,
     ttl: Ttl = None,
-    variant: Annotated[str, typer.Option(help="Weight variant, such as fp16.")] = "",
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit. Defaults to main.")] = "",
-    subfolder: Annotated[str, typer.Option(help="Folder inside the repository that has the pipeline.")] = "",
-    single_file: Annotated[
-        str, typer.Option(help="Safetensors file inside the repository that has the weights of all components.")
-    ] = "",
-    config: Annotated[
-        str | None,
-        typer.Option(help="Repository or directory that describes the single file. Defaults to where the file is."),
-    ] = None,
+    variant: Variant = "",
+    revision: Revision = "",
+    subfolder: Subfolder = "",
+    single_file: SingleFile = "",
+    config: SingleFileConfig = None,
     override: Overrides = None,
     component: Components = None,
     quantize: Quantizations = None,

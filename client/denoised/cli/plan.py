@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import typer
 
@@ -13,17 +12,24 @@ from .console import print_json, print_table
 from .options import (
     Components,
     DefaultTarget,
+    Dtype,
     HubToken,
     Json,
     LocalFilesOnly,
     Overrides,
+    Repo,
+    Revision,
+    SingleFile,
+    SingleFileConfig,
+    Subfolder,
     Target,
+    TaskWanted,
     Token,
+    Variant,
     connect,
     parse_assignments,
     parse_components,
 )
-from .pipelines import Task
 
 VERDICTS = {
     "fits": "It fits: {free} are free.",
@@ -36,30 +42,14 @@ COLUMNS = ("COMPONENT", "CLASS", "DTYPE", "WEIGHTS", "IN FILES", "HELD")
 
 
 def plan(
-    repo: Annotated[
-        str,
-        typer.Argument(
-            help="A repository on the Hugging Face Hub (owner/name), a directory that the daemon may read, or an "
-            "embedded model such as demo."
-        ),
-    ],
-    task: Annotated[
-        Task | None, typer.Option(help="What it is for. Defaults to the class that the checkpoint names.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Element type of the weights: float32 (the default), float16, bfloat16, float64, or auto."),
-    ] = None,
-    variant: Annotated[str, typer.Option(help="Weight variant, such as fp16.")] = "",
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit. Defaults to main.")] = "",
-    subfolder: Annotated[str, typer.Option(help="Folder inside the repository that has the pipeline.")] = "",
-    single_file: Annotated[
-        str, typer.Option(help="Safetensors file inside the repository that has the weights of all components.")
-    ] = "",
-    config: Annotated[
-        str | None,
-        typer.Option(help="Repository or directory that describes the single file. Defaults to where the file is."),
-    ] = None,
+    repo: Repo,
+    task: TaskWanted = None,
+    dtype: Dtype = None,
+    variant: Variant = "",
+    revision: Revision = "",
+    subfolder: Subfolder = "",
+    single_file: SingleFile = "",
+    config: SingleFileConfig = None,
     override: Overrides = None,
     component: Components = None,
     hub_token: HubToken = None,

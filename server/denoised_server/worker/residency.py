@@ -417,34 +417,30 @@ class Residency:
 
     def _bring_now(self, held: Held) -> None:
         """Returns when the component is there, for whoever uses its weights without a call."""
-        if threading.get_ident() != self.engine_thread:
-            self.leave(self._enter_now(Claim((held,), lambda: None)))
-            return
-        # Not by the thread that brings: that may be waiting for this very turn of the engine's to end.
-        claim = Claim((held,), lambda: None, is_urgent=True)
-        with self._changed:
-            held.claims += 1
-        while not self.enter(claim):
-            if claim.error is not None or self._is_closed:
-                self.release(claim)
-                raise claim.error or InternalError("The worker is closing.")
-            if not self._bring(held, claim):
-                with self._changed:
-                    if not claim.is_present and claim.error is None:
-                        self._changed.wait(RETRY_SECONDS)
-        self.leave(claim)
+        is_urgent = threading.get_ident() == self.engine_thread
+        self.leave(self._enter_now(Claim((held,), lambda: None, is_urgent)))
 
     def _enter_now(self, claim: Claim) -> Claim:
         """Waits until the claim has entered. Raises what keeps it from ever doing so."""
         with self._changed:
             for held in claim.needs:
                 held.claims += 1
-            while not self.enter(claim):
-                if claim.error is not None or self._is_closed:
-                    self.release(claim)
-                    raise claim.error or InternalError("The worker is closing.")
-                self._changed.wait()
+        while not self.enter(claim):
+            if claim.error is not None or self._is_closed:
+                self.release(claim)
+                raise claim.error or InternalError("The worker is closing.")
+            # The thread that brings may be waiting for this very turn of the engine's to end.
+            if not (claim.is_urgent and any(self._bring(held, claim) for held in claim.needs)):
+                self._wait_for(claim)
         return claim
+
+    def _wait_for(self, claim: Claim) -> None:
+        """Returns when the claim may enter or never will; one of the engine's own also when another try is due."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: claim.is_present or claim.error is not None or self._is_closed,
+                RETRY_SECONDS if claim.is_urgent else None,
+            )
 
     def _check(self, new: Mapping[str, int], total: int) -> None:
         """Raises when one of these components could not even come for its calls."""

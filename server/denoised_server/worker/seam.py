@@ -97,10 +97,10 @@ def watch(module: nn.Module) -> None:
     ]
     for name in methods:
         original = getattr(module, name)
-        vars(module)[name] = _yielding(Method(module, name, original, joining.parameters(original)))
+        vars(module)[name] = _handing(Method(module, name, original, joining.parameters(original)))
     if hasattr(module, "generate") and any(hasattr(part, "rope_deltas") for part in module.modules()):
         # From the first call to the last it keeps positions on itself, which those of another request would replace.
-        vars(module)["generate"] = _whole(Method(module, "generate", cast(Any, module).generate, []))
+        vars(module)["generate"] = _handing(Method(module, "generate", cast(Any, module).generate, []), is_whole=True)
     if hasattr(module, "set_attn_processor"):
         vars(module)["set_attn_processor"] = _noting_processors(module, cast(Any, module).set_attn_processor)
     if hasattr(module, "cache_context"):
@@ -108,7 +108,9 @@ def watch(module: nn.Module) -> None:
         HookRegistry.check_if_exists_or_initialize(module)
 
 
-def _yielding(method: Method) -> Callable[..., Any]:
+def _handing(method: Method, *, is_whole: bool = False) -> Callable[..., Any]:
+    """The method for requests: each of its calls yields to the engine, unless it is to run whole."""
+
     @functools.wraps(method.original)
     def call(*args: Any, **kwargs: Any) -> Any:
         caller = greenlet.getcurrent()
@@ -116,20 +118,8 @@ def _yielding(method: Method) -> Callable[..., Any]:
             return method.original(*args, **kwargs)
         if caller.entered is not None:
             caller.entered(method.phase)
-        return caller.call(method, args, kwargs) if switchable() else caller.inline(method, args, kwargs)
-
-    return call
-
-
-def _whole(method: Method) -> Callable[..., Any]:
-    @functools.wraps(method.original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        caller = greenlet.getcurrent()
-        if not isinstance(caller, Caller) or caller.overlay is None:
-            return method.original(*args, **kwargs)
-        if caller.entered is not None:
-            caller.entered(method.phase)
-        return caller.inline(method, args, kwargs)
+        may_yield = not is_whole and switchable()
+        return caller.call(method, args, kwargs) if may_yield else caller.inline(method, args, kwargs)
 
     return call
 
