@@ -26,6 +26,7 @@ class WorkerSettings:
     each picture that is decoded. `allow_repos`, `pinned_revisions` and `allow_pickle` are the settings of these names.
     `embeddings_bytes` and `embeddings_ttl` too, in bytes and seconds.
     `host_memory` is what weights that have left the device may take of the host's memory, in bytes or as a share.
+    `state_dir` is where digests of weight files are kept; empty where nothing outlives the daemon.
     """
 
     device: str

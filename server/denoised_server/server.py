@@ -162,7 +162,7 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
             part=devices.part_each(names),
             host_memory=devices.host_each(settings.host_memory, names),
             allow_dirs=tuple(str(path.expanduser().resolve()) for path in settings.allow_dirs),
-            state_dir=str(state_dir),
+            state_dir=str(state_dir) if settings.journal == "disk" else "",
             max_joined=settings.max_joined,
             verbose=verbose,
             log_format=settings.log_format,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 
 import pytest
+from denoised.errors import DamagedWeightsError
 from denoised_server.messages import LoadProgress
+from denoised_server.worker.digest_table import DigestTable, FileState
 from denoised_server.worker.digests import CHUNK_BYTES, Digests
 from denoised_server.worker.load_pace import LoadPace
 
@@ -57,7 +60,75 @@ def test_who_leaves_while_files_are_hashed_leaves_no_reader_behind(tmp_path: Pat
     with pytest.raises(Left):
         digests.learn(paths, lambda *_: None, leave)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
-    assert not digests._known
+    # Nothing that was read in part is taken for known.
+    told = list[int]()
+    digests.learn(paths, lambda _, total: told.append(total), never)
+    assert told[-1] == sum(path.stat().st_size for path in paths)
+
+
+def test_what_was_hashed_is_known_to_the_next_process_unless_the_file_changed(tmp_path: Path) -> None:
+    (path,) = files(tmp_path, 1, 100)
+    kept = hashlib.sha256(path.read_bytes()).hexdigest()
+    before = DigestTable(str(tmp_path))
+    assert Digests(table=before).of_file(path) == kept
+    before.close()
+    after = DigestTable(str(tmp_path))
+    assert after.find(FileState.of(path)) == kept
+    # Other bytes of the same length, under the old time of modification.
+    old = path.stat()
+    path.write_bytes(b"x" * 100)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert after.find(FileState.of(path)) is None
+    assert Digests(table=after).of_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    after.close()
+
+
+def test_two_workers_share_one_table_and_without_a_directory_nothing_is_kept(tmp_path: Path) -> None:
+    (path,) = files(tmp_path, 1, 100)
+    state = FileState.of(path)
+    one, other, alone = DigestTable(str(tmp_path)), DigestTable(str(tmp_path)), DigestTable()
+    one.keep(state, "a")
+    other.keep(state, "b")
+    assert (one.find(state), alone.find(state)) == ("b", None)
+    for table in (one, other, alone):
+        table.close()
+
+
+def test_a_table_of_digests_forgets_what_was_not_asked_for_the_longest(tmp_path: Path) -> None:
+    table, states = DigestTable(str(tmp_path), max_files=3), [FileState.of(path) for path in files(tmp_path, 5, 1)]
+    for state in states:
+        table.keep(state, state.path)
+    assert [table.find(state) for state in states] == [None, None, *(state.path for state in states[2:])]
+    table.close()
+
+
+def test_a_damaged_table_of_digests_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "digests.sqlite3").write_bytes(b"no database" * 1000)
+    state = FileState.of(tmp_path)
+    table = DigestTable(str(tmp_path))
+    table.keep(state, "a")
+    table.close()
+    again = DigestTable(str(tmp_path))
+    assert again.find(state) == "a"
+    again.close()
+
+
+def test_a_table_that_cannot_be_written_costs_no_load(tmp_path: Path) -> None:
+    table = DigestTable(str(tmp_path / "nowhere"))
+    table.keep(FileState.of(tmp_path), "a")
+    assert table.find(FileState.of(tmp_path)) == "a"
+    table.close()
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_refused(tmp_path: Path) -> None:
+    digests, (path,) = Digests(), files(tmp_path, 1, 16 * CHUNK_BYTES)
+
+    def append(done: int, total: int) -> None:
+        with path.open("ab") as file:
+            file.write(b"more")
+
+    with pytest.raises(DamagedWeightsError, match="changes while it is read"):
+        digests.learn([path], append, never)
 
 
 def test_the_end_of_a_phase_is_told_by_its_pace() -> None:

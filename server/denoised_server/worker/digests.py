@@ -11,37 +11,40 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from denoised.errors import DamagedWeightsError
+
+from .digest_table import DigestTable, FileState
+
 CHUNK_BYTES = 4 << 20
 # Files that are read at a time; a disk is kept busy by more than one.
 THREADS = min(8, max(2, os.cpu_count() or 2))
 # How often whoever waits is asked whether it still does. Seconds.
 CHECK_SECONDS = 0.05
 
-_Key = tuple[str, int, int]
-
 
 class Digests:
     """Content digests of files, each computed once for as long as the file stays as it is."""
 
-    def __init__(self, *hub_caches: Path) -> None:
+    def __init__(self, *hub_caches: Path, table: DigestTable | None = None) -> None:
         self._hub_caches = hub_caches
-        self._lock = threading.Lock()
-        self._known: dict[_Key, str] = {}
+        self._table = table or DigestTable()
 
     def with_cache(self, hub_cache: Path) -> Digests:
         """The same memory, where files of another cache of the Hub's are believed too."""
-        other = Digests(*self._hub_caches, hub_cache)
-        other._lock, other._known = self._lock, self._known
-        return other
+        return Digests(*self._hub_caches, hub_cache, table=self._table)
 
     def of_file(self, path: Path) -> str:
-        """SHA-256, hexadecimal. The Hub's cache names blobs by it, so those are not read; other names prove nothing."""
+        """SHA-256, hexadecimal. The Hub's cache names blobs by it, so those are not read; other names prove nothing.
+
+        Raises DamagedWeightsError for a file that changes while it is read.
+        """
         if (name := self._blob(path)) is not None:
             return name
-        key = _key(path)
-        with self._lock:
-            known = self._known.get(key)
-        return known or self._read(key, lambda _: None)
+        state = FileState.of(path)
+        return self._table.find(state) or self._read(state, lambda _: None)
+
+    def close(self) -> None:
+        self._table.close()
 
     def learn(
         self, paths: Iterable[Path], progress: Callable[[int, int], None], check_cancelled: Callable[[], None]
@@ -51,13 +54,11 @@ class Digests:
         `progress` is told the bytes that were read, and all. Raises what `check_cancelled` raises; nobody goes on
         reading then.
         """
-        with self._lock:
-            unknown = {
-                key: path for path in paths if self._blob(path) is None and (key := _key(path)) not in self._known
-            }
+        unhashed = {FileState.of(path) for path in paths if self._blob(path) is None}
+        unknown = [state for state in unhashed if self._table.find(state) is None]
         if not unknown:
             return
-        done, total, is_left = [0], sum(size for _, size, _ in unknown), threading.Event()
+        done, total, is_left = [0], sum(state.size for state in unknown), threading.Event()
 
         def came(size: int) -> None:
             done[0] += size
@@ -65,7 +66,7 @@ class Digests:
                 raise _LeftError
 
         with ThreadPoolExecutor(THREADS, "digest") as readers:
-            running: set[Future[str]] = {readers.submit(self._read, key, came) for key in unknown}
+            running: set[Future[str]] = {readers.submit(self._read, state, came) for state in unknown}
             try:
                 while running:
                     check_cancelled()
@@ -97,26 +98,24 @@ class Digests:
         is_blob = real.parent.name == "blobs" and any(real.is_relative_to(cache) for cache in self._hub_caches)
         return real.name if is_blob and re.fullmatch(r"[0-9a-f]{64}", real.name) else None
 
-    def _read(self, key: _Key, came: Callable[[int], None]) -> str:
-        digest, buffer = hashlib.sha256(), bytearray(CHUNK_BYTES)
+    def _read(self, state: FileState, came: Callable[[int], None]) -> str:
+        digest, buffer, path = hashlib.sha256(), bytearray(CHUNK_BYTES), Path(state.path)
         view = memoryview(buffer)
-        with Path(key[0]).open("rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 digest.update(view[:count])
                 came(count)
-        with self._lock:
-            self._known[key] = digest.hexdigest()
+        if FileState.of(path) != state:
+            raise DamagedWeightsError(
+                f"The weight file {path.parent.name}/{path.name} changes while it is read.",
+                hint="Load it when it has been written to its end.",
+            )
+        self._table.keep(state, digest.hexdigest())
         return digest.hexdigest()
 
 
 class _LeftError(Exception):
     """Ends reading that nobody waits for any more."""
-
-
-def _key(path: Path) -> _Key:
-    real = path.resolve()
-    state = real.stat()
-    return str(real), state.st_size, state.st_mtime_ns
 
 
 def _configuration(path: Path) -> str:

@@ -66,6 +66,7 @@ from .configuration import Variants, configure
 from .construction import Construction
 from .delivery import Delivery
 from .device_memory import DeviceMemory
+from .digest_table import DigestTable
 from .digests import Digests
 from .embeddings import Embeddings
 from .engine import Cancelled, Engine, Request
@@ -142,7 +143,7 @@ class Worker:
             pinned=settings.pinned_revisions,
             allow_pickle=settings.allow_pickle,
         )
-        digests = Digests(sources.hub_cache)
+        self._digests = digests = Digests(sources.hub_cache, table=DigestTable(settings.state_dir))
         self._residency = residency = Residency(
             self._store,
             self._ledger,
@@ -256,6 +257,7 @@ class Worker:
         # Calls that wait for components end with it.
         self._residency.close()
         self._engine.close()
+        self._digests.close()
 
     def _answer(self, task: _Task, work: Callable[[], Sequence[Event]]) -> None:
         """Runs a command to its end, whatever that is: Rust libraries panic with more than Exceptions.
