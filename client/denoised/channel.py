@@ -135,6 +135,8 @@ def channel_options(max_message_bytes: int, server_name: str | None) -> Sequence
         # Often enough to notice a dead peer within two minutes, rare enough for any server to tolerate.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
+        # gRPC pings of its own accord, too, to measure; what waits for such a ping's answer waits for no other.
+        ("grpc.http2.ping_timeout_ms", 20_000),
     )
 
 

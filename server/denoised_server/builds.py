@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Event)
 NO_ACCESS = Access()
+WAITING = "waiting for a worker"
 
 
 async def answer(executor: Executor, worker: str, command: Command, kind: type[E]) -> E:
@@ -207,7 +208,10 @@ class Builds:
     async def _run(self, build: _Build) -> None:
         outcome, began = "cancelled", time.monotonic()
         try:
-            build.worker = build.worker or await self._place(build.recipe)
+            if not build.worker:
+                # At once: who was told anything knows that the load goes on, and joins it when the connection is lost.
+                build.report(LoadProgress(WAITING, "", 0, 0))
+                build.worker = await self._place(build.recipe)
             await self._make(build)
             self._settle(build)
             outcome = "ok"

@@ -195,6 +195,7 @@ def _make_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
             # A client that vanished without a word is noticed, and its generations end.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.ping_timeout_ms", 20_000),
         ),
     )
 

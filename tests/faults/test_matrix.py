@@ -23,12 +23,12 @@ from typing import Any
 
 import psutil
 import pytest
-from denoised import Client, DenoisedError, channel
+from denoised import Client, DenoisedError
 from denoised.v1.generation_service_pb2 import GenerateRequest
 from denoised_server.worker.sources import EMBEDDED
 
 from tests.faults import IS_LONG, faulty
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import Proxy, impatient
 from tests.faults.victim import TOY, Victim
 from tests.hub import Hub
 
@@ -37,8 +37,6 @@ MOMENTS = EVERY_MOMENT if IS_LONG else ("loading", "denoising")
 WHOLE, LOADED = "whole result", "loaded"
 LOCK_SECONDS = 5.0
 SLOW_READER_SECONDS = 3.0
-# gRPC pings no faster.
-KEEPALIVE = {"grpc.keepalive_time_ms": 10_000, "grpc.keepalive_timeout_ms": 2_000}
 
 
 @dataclass(frozen=True)
@@ -283,17 +281,10 @@ def test_a_hub_that(how: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not IS_LONG, reason="waits for pings that are not answered")
 def test_a_connection_that_is_half_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = channel.channel_options
-
-    def options(*given: Any) -> list[tuple[str, Any]]:
-        return list((dict(slow(*given)) | KEEPALIVE).items())
-
-    monkeypatch.setattr("denoised.client.channel_options", options)
+    impatient(monkeypatch)
     with Victim(tmp_path, max_running=1) as victim, Proxy(victim.target) as proxy:
         # What was not accepted yet is not sent again: it might run twice.
-        fault = Fault(
-            lambda _: proxy.silence(), {"loading": (LOADED, "DEADLINE_EXCEEDED"), "idle": "DaemonUnreachableError"}
-        )
+        fault = Fault(lambda _: proxy.silence(), {"loading": LOADED, "idle": "DaemonUnreachableError"})
         with Client(proxy.target, progress_bar=False, timeout=60.0) as client:
             _try_each_moment("half-open connection", fault, victim, client)
 

@@ -939,8 +939,8 @@ class LoadProgress(google.protobuf.message.Message):
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
     EXPECTED_END_TIME_FIELD_NUMBER: builtins.int
     phase: builtins.str
-    """What goes on, for people to read: "looking up" (with bytes where files are hashed, which they are once),
-    "downloading", "reading weights", "moving to device".
+    """What goes on, for people to read: "waiting for a worker", "looking up" (with bytes where files are hashed, which they
+    are once), "downloading", "reading weights", "moving to device".
     """
     role: builtins.str
     """The component being worked on. Empty between components."""
