@@ -81,7 +81,7 @@ class _AutoPipeline:
             config: Repository on the Hub or directory with the model_index.json, configurations and tokenizers, or a
                 `Component` with its subfolder and revision. Defaults to where the file is.
             client: As for `from_pretrained`.
-            **kwargs: As for `from_pretrained`; one element type for all that is in the file.
+            **kwargs: As for `from_pretrained`, but for `quantization_config`.
 
         Returns:
             The pipeline, ready to run.

@@ -119,10 +119,6 @@ def _single_file(message: pipeline_service_pb2.PipelineSpec) -> str:
         raise InvalidFieldError.of(
             "spec.single_file", f"{name[:100]!r} is no safetensors file.", hint="Convert it to safetensors."
         )
-    if name and message.component_dtypes:
-        raise InvalidFieldError.of(
-            "spec.component_dtypes", "a single file is read in one element type.", hint="Give one `dtype`."
-        )
     if name and message.quantization_config:
         raise InvalidFieldError.of(
             "spec.quantization_config",

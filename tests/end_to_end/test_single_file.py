@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_refused_and_leaves_nothing(
             (errors.DamagedWeightsError, "damaged", good | {"single_file": damaged.name}),
             (errors.SourceNotAllowedError, "may not read", good | {"config": tmp_path}),
             (errors.InvalidFieldError, "config_source", {"config": config}),
-            (errors.InvalidFieldError, "dtype", good | {"dtype": {"vae": "fp16"}}),
+            (errors.InvalidFieldError, "no component of this name", good | {"dtype": {"vea": "fp16"}}),
             (errors.InvalidFieldError, "controlnet", good | {"overrides": {"controlnet": denoised.Component("demo")}}),
         ):
             with pytest.raises(error, match=match) as caught:

@@ -507,7 +507,7 @@ class PipelineSpec(google.protobuf.message.Message):
     """Whether each component keeps the element type of its files, instead of `dtype`. Defaults to false."""
     single_file: builtins.str
     """A .safetensors file inside `repo_id` that has the weights of all components, in the layout of those who trained them,
-    as diffusers' `from_single_file` reads it. At most 1,024 characters. Refused with `component_dtypes`. Defaults to
+    as diffusers' `from_single_file` reads it. At most 1,024 characters. Refused with `quantization_config`. Defaults to
     none: the weights are in folders by component.
     """
     @property

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,8 @@ logger = logging.getLogger(__name__)
 class Checkpoint:
     """A spec that was looked into.
 
-    `own` are the parts that the pipeline's own loading reads, `brought` those that it is given: overrides, and what a
-    single file lacks. `make` is given what is loaded already, by role, and returns the pipeline.
+    `own` are the parts that the pipeline's own loading reads, `brought` those that it is given: overrides, and all of
+    a single file. `make` is given what is loaded already, by role, and returns the pipeline.
     """
 
     spec: Spec
@@ -91,21 +90,21 @@ def find(
         return pipeline
 
     def make(ready: Mapping[str, Any]) -> DiffusionPipeline:
-        shared = {part.role: ready[part.role] for part in (*own, *beside) if part.role in ready}
+        shared = {part.role: ready[part.role] for part in (*own, *single) if part.role in ready}
         pipeline = read({**shared, **overrides.arguments(spec.overrides, ready)})
         fit.check(pipeline, spec.task)
         return pipeline
 
     try:
-        # `beside` are those that a single file lacks.
-        beside: list[Part] = []
+        own: list[Part] = []
+        single: list[Part] = []
         quantization: Mapping[str, Any] = {}
         read: Callable[[Mapping[str, Any]], DiffusionPipeline] = from_pretrained
         if spec.single_file:
             file = SingleFile.of_spec(sources.single_file(spec), source.folder, class_name, spec)
             learn([file.path])
-            own, beside = file.parts(index, spec, dtypes, digests, construction)
-            read = partial(file.make, dtypes)
+            single = file.parts(index, spec, dtypes, digests, construction)
+            read = file.make
         else:
             learn(parts.files_of(source.folder, index, spec))
             own = parts.of_checkpoint(source.folder, index, spec, dtypes, digests)
@@ -117,7 +116,7 @@ def find(
         raise
     except Exception as error:
         raise load_error(spec, class_name, error) from None
-    return Checkpoint(spec, class_name, dtypes, own, [*beside, *foreign], make)
+    return Checkpoint(spec, class_name, dtypes, own, [*single, *foreign], make)
 
 
 def load_error(spec: Spec, class_name: str, error: Exception) -> DenoisedError:

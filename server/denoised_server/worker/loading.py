@@ -26,7 +26,6 @@ from denoised_server.messages import (
     Spec,
 )
 from diffusers import DiffusionPipeline
-from diffusers.loaders import single_file
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
@@ -427,11 +426,7 @@ class _Report:
         self._bytes = {part.role: part.memory_bytes for part in found}
         self._progress, self._check_cancelled = progress, check_cancelled
         self.total_bytes, self._done = sum({part.digest: part.memory_bytes for part in found}.values()), shared_bytes
-        self._originals = [
-            (module, name, original)
-            for module, name in ((pipeline_utils, "load_sub_model"), (single_file, "load_single_file_sub_model"))
-            if (original := getattr(module, name, None)) is not None
-        ]
+        self._original = getattr(pipeline_utils, "load_sub_model", None)
 
     def over(self, role: str, load: Callable[[], Any]) -> Any:
         """Loads one component and reports it."""
@@ -442,12 +437,12 @@ class _Report:
         return loaded
 
     def __enter__(self) -> None:
-        for module, function, original in self._originals:
-            setattr(module, function, partial(self._load, original))
+        if self._original is not None:
+            pipeline_utils.load_sub_model = partial(self._load, self._original)
 
     def __exit__(self, *_: object) -> None:
-        for module, function, original in self._originals:
-            setattr(module, function, original)
+        if self._original is not None:
+            pipeline_utils.load_sub_model = self._original
 
     def _load(self, original: Callable[..., Any], *args: Any, name: str = "", **kwargs: Any) -> Any:
         return self.over(name, lambda: original(*args, name=name, **kwargs))
