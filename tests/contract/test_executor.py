@@ -225,6 +225,17 @@ async def test_a_worker_that_takes_too_long_to_start_is_an_error() -> None:
         await executor.start()
 
 
+async def test_a_process_that_is_dying_may_be_killed_at_any_moment(processes: LocalExecutor) -> None:
+    for _ in range(5):
+        processes.kill("workers/0")
+        death = asyncio.ensure_future(anext(aiter(processes.deaths())))
+        while not death.done():
+            processes.kill("workers/0")
+            await asyncio.sleep(0)
+        processes.kill("workers/0")
+        await processes.restart("workers/0")
+
+
 async def test_restarts_leave_no_file_open(processes: LocalExecutor) -> None:
     deaths = aiter(processes.deaths())
 

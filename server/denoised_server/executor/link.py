@@ -86,7 +86,8 @@ class Link:
 
     def kill(self) -> None:
         """Ends the process at once, also one that has stopped."""
-        if not self._gone.is_set():
+        # Where it has disconnected, the thread that buries it has it.
+        if not self._disconnected.is_set():
             self._process.kill()
 
     async def stop(self, grace: float) -> None:
