@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+import sys
 from typing import Any
 
 import msgpack
@@ -70,6 +71,19 @@ def test_pictures_of_every_size_come_whole(size: int) -> None:
         Generate("pipelines/a", {"image": [picture, another], "strength": 1.0}),
     )
     assert there_and_back(message) == message
+
+
+def test_no_picture_stays_when_its_message_has_gone_or_come() -> None:
+    picture = bytes(plain.LARGE)
+    message = Output("images", 0, Artifact("image/png", picture), 1)
+    before = sys.getrefcount(picture)
+    data, *pieces = plain.dumps(message)
+    buffer = bytearray(pieces[0])
+    del pieces
+    assert sys.getrefcount(picture) == before
+    assert plain.loads(data, [memoryview(buffer)]) == message
+    # Raises where somebody still looks into it.
+    buffer.clear()
 
 
 def test_messages_come_as_they_were() -> None:

@@ -42,7 +42,8 @@ LARGE = 16 * 1024
 TEXT = "surrogatepass"
 
 
-# A packer has one buffer, and its hooks take no argument beside the value.
+# A packer has one buffer, and its hooks take no argument beside the value. The pieces are there for as long as they work:
+# a picture would otherwise stay in memory until the next message.
 _local = threading.local()
 
 
@@ -92,13 +93,19 @@ def dumps(message: object) -> list[bytes]:
         _local.packer = msgpack.Packer(default=_mark, strict_types=True, unicode_errors=TEXT)
     pieces: list[bytes] = []
     _local.pieces = pieces
-    return [_local.packer.pack(message), *pieces]
+    try:
+        return [_local.packer.pack(message), *pieces]
+    finally:
+        _local.pieces = ()
 
 
 def loads(data: bytes | memoryview, pieces: Sequence[memoryview] = ()) -> Any:
     """Raises ValueError, TypeError or LookupError for what no `dumps` has made."""
     _local.pieces = pieces
-    return msgpack.unpackb(data, list_hook=_unmark, ext_hook=_marked, strict_map_key=False, unicode_errors=TEXT)
+    try:
+        return msgpack.unpackb(data, list_hook=_unmark, ext_hook=_marked, strict_map_key=False, unicode_errors=TEXT)
+    finally:
+        _local.pieces = ()
 
 
 def _mark(value: Any) -> Any:
