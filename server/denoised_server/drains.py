@@ -62,7 +62,7 @@ class Drains:
             if not (handle.worker or self._is_building(handle)) and handle.state is State.ACTIVE:
                 handle.worker = worker
             else:
-                self._background.spawn(self._let_go(worker, handle), name=f"move of {handle.name}")
+                self._let_go_soon(worker, handle)
 
     async def stop(self) -> None:
         await self._background.stop()
@@ -71,18 +71,25 @@ class Drains:
         left = self._left[worker] = set()
         while True:
             # Again and again: a load that was under way may have ended on it.
+            # What is being unloaded there stays, with those that still wait to use it.
             if held := {one for one in self._handles if one.worker == worker and one.state is State.ACTIVE}:
                 left |= held
                 for handle in held:
                     handle.worker = ""
                 self._moved(worker)
-            if not self._is_busy(worker, None):
+            if not (self._is_busy(worker, None) or self._is_on(worker)):
                 break
-            await self._changes.until(lambda: self._holds_any(worker) or not self._is_busy(worker, None))
+            await self._changes.until(
+                lambda: self._is_on(worker, State.ACTIVE) or not (self._is_busy(worker, None) or self._is_on(worker))
+            )
+        while left:
+            # Shielded: where the drain is ended meanwhile, what has begun to leave leaves, and the rest stays.
+            await asyncio.shield(self._let_go_soon(worker, left.pop()))
         del self._left[worker]
-        for handle in left:
-            await self._let_go(worker, handle)
         logger.info("%s is drained", worker)
+
+    def _let_go_soon(self, worker: str, handle: Handle) -> asyncio.Task[None]:
+        return self._background.spawn(self._let_go(worker, handle), name=f"move of {handle.name}")
 
     async def _let_go(self, worker: str, handle: Handle) -> None:
         await self._changes.until(lambda: not self._is_busy(worker, handle))
@@ -92,5 +99,6 @@ class Drains:
             # It died meanwhile, and is empty.
             logger.debug("%s did not hold %s: %s", worker, handle.name, error)
 
-    def _holds_any(self, worker: str) -> bool:
-        return any(handle.worker == worker and handle.state is State.ACTIVE for handle in self._handles)
+    def _is_on(self, worker: str, *states: State) -> bool:
+        """Whether a pipeline is there, or one in one of these states."""
+        return any(handle.worker == worker and handle.state in (states or State) for handle in self._handles)

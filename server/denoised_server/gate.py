@@ -18,6 +18,7 @@ from .observer import Observer
 class _Ticket:
     admitted: asyncio.Future[None]
     moved: Callable[[int, float | None], None]
+    stays: Callable[[], bool]
     position: int = -1
 
 
@@ -49,15 +50,16 @@ class Gate:
         caller: Caller,
         cost: Cost,
         moved: Callable[[int, float | None], None],
+        stays: Callable[[], bool] = lambda: True,
         alone: bool = False,
         again: bool = False,
     ) -> AsyncIterator[None]:
         """Waits for a place and holds it; `cost`, `alone` and `again` are as for admission.
 
-        `moved` hears each new position, and when it is expected to be admitted, in seconds since the epoch. Raises
-        QueueFullError.
+        `moved` hears each new position, and when it is expected to be admitted, in seconds since the epoch. `stays` says
+        whether what is waited for is still behind this gate. Raises QueueFullError.
         """
-        ticket = _Ticket(asyncio.get_running_loop().create_future(), moved)
+        ticket = _Ticket(asyncio.get_running_loop().create_future(), moved, stays)
         client, limit = caller.name, caller.quota.running
         self._admission.add(ticket, priority=priority, client=client, limit=limit, alone=alone, again=again, cost=cost)
         try:
@@ -69,9 +71,9 @@ class Gate:
             self._advance()
 
     def dismiss(self) -> None:
-        """Lets those that wait go on without a place: what they wait for is elsewhere by now."""
+        """Lets those go on without a place whose cause to wait is elsewhere by now."""
         for ticket in self._admission.positions():
-            if not ticket.admitted.done():
+            if not (ticket.admitted.done() or ticket.stays()):
                 ticket.admitted.set_result(None)
 
     def _advance(self) -> None:

@@ -23,6 +23,7 @@ from denoised.errors import (
     PipelineNotFoundError,
     QueueFullError,
     WorkerLostError,
+    WorkersDrainedError,
 )
 
 from . import arguments, callers, forecast, quotas, request_context
@@ -55,8 +56,9 @@ SEED_BITS = 32
 class Generations:
     """Runs pipelines, no more on a worker at a time than its gate admits, and again when a worker dies.
 
-    `bring_back` returns with a handle's pipeline live on a worker, `missing` hears that the worker does not hold it
-    after all, `changed` is called after any change, and `ready` says what a worker is.
+    `bring_back` returns with a handle's pipeline live on a worker, `check_drained` raises where there will be none for
+    it, `resumed` returns when there is one again, `missing` hears that the worker does not hold it after all, `changed`
+    is called after any change, and `ready` says what a worker is.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Generations:
         executor: Executor,
         *,
         bring_back: Callable[[Handle], Awaitable[None]],
+        check_drained: Callable[[], None],
+        resumed: Callable[[], Awaitable[None]],
         missing: Callable[[Handle], None],
         changed: Callable[[], None],
         ready: Callable[[str], Ready],
@@ -79,6 +83,8 @@ class Generations:
         self._quotas = Quotas()
         self._background = Background()
         self._bring_back = bring_back
+        self._check_drained = check_drained
+        self._resumed = resumed
         self._missing = missing
         self._changed = changed
         self._ready = ready
@@ -271,6 +277,8 @@ class Generations:
         caller = callers.current()
         quotas.check_priority(caller, asked.priority)
         self._check(handle, asked, caller)
+        if not handle.worker:
+            self._check_drained()
         self._refusals.check(asked, time.time())
         self._check_deadline(handle, asked, caller)
         command = asked
@@ -353,7 +361,7 @@ class Generations:
         while not generation.worker:
             if not handle.worker:
                 with generation.notes.phase("load"):
-                    await self._bring_back(handle)
+                    await self._have_live(generation)
             # Again: before its first load, the pipeline's parameters were not known.
             self._check(handle, command, generation.caller)
             worker, loaded = handle.worker, handle.loaded
@@ -365,6 +373,7 @@ class Generations:
                 caller=generation.caller,
                 cost=generation.cost,
                 moved=generation.queued,
+                stays=partial(_is_on, handle, worker),
                 alone=generation.must_run_alone,
                 again=has_waited or generation.deaths.count > 0,
             )
@@ -391,6 +400,16 @@ class Generations:
                         # Another generation may have found out first.
                         if handle.loaded is loaded:
                             self._missing(handle)
+
+    async def _have_live(self, generation: Generation) -> None:
+        while True:
+            try:
+                return await self._bring_back(generation.handle)
+            except WorkersDrainedError:
+                if not generation.terms.detached:
+                    raise
+                # Its caller was told that it runs without him: later, then, here or in the next process.
+                await self._resumed()
 
     async def _listen(self, generation: Generation, replies: AsyncIterator[Reply]) -> None:
         try:
@@ -488,6 +507,10 @@ class Generations:
             del self._requests[generation.terms.key]
         generation.handle.pins -= 1
         self._changed()
+
+
+def _is_on(handle: Handle, worker: str) -> bool:
+    return handle.worker == worker
 
 
 def _check_terms(terms: Terms, replies: AsyncIterator[Reply] | None) -> None:

@@ -138,6 +138,8 @@ class Pool:
         self._generations = Generations(
             executor,
             bring_back=self._bring_back,
+            check_drained=self._supervisor.check_drained,
+            resumed=self._resumed,
             missing=self._miss,
             changed=self._changed,
             ready=lambda worker: self._supervisor.workers[worker].ready,
@@ -148,7 +150,13 @@ class Pool:
             callback_timeout=callback_timeout,
             detached=self._detached,
         )
-        self._updates = Updates(executor, bring_back=self._bring_back, missing=self._miss, updated=self._update_handle)
+        self._updates = Updates(
+            executor,
+            bring_back=self._bring_back,
+            is_building=self._builds.involves,
+            missing=self._miss,
+            updated=self._update_handle,
+        )
         self._readiness = Readiness(
             preload,
             load=self._preload,
@@ -168,6 +176,7 @@ class Pool:
         )
         self._unloads: dict[Handle, asyncio.Task[int]] = {}
         self._keeping: dict[Handle, asyncio.Task[JournalUnavailableError | None]] = {}
+        self._returning: set[Handle] = set()
         self._watchers = Watchers()
         self._census: Census | None = None
         self._background = Background()
@@ -610,30 +619,45 @@ class Pool:
 
     def _keep_pinned_live(self) -> None:
         for handle in self._handles:
-            if handle.pinned and not handle.worker and handle.state is State.ACTIVE:
+            if self._is_to_return(handle) and handle not in self._returning:
+                self._returning.add(handle)
                 self._background.spawn(self._keep_live(handle), name=f"return of {handle.name}")
 
+    def _is_to_return(self, handle: Handle) -> bool:
+        is_held = handle in self._handles and handle.state is State.ACTIVE
+        return is_held and handle.pinned and not (handle.worker or self._is_draining)
+
     async def _keep_live(self, handle: Handle) -> None:
-        while handle in self._handles and handle.pinned and not handle.worker and not self._is_draining:
-            try:
-                with self._pinned(handle):
-                    await self._bring_back(handle)
-            except WorkersDrainedError:
-                await self._changes.until(lambda: self._supervisor.has_active)
-            except DenoisedError as error:
-                logger.error("%s is pinned and could not be brought back: %s", handle.name, error)
-                await asyncio.sleep(KEEP_LIVE_SECONDS)
+        try:
+            while self._is_to_return(handle):
+                try:
+                    with self._pinned(handle):
+                        await self._bring_back(handle)
+                except WorkersDrainedError:
+                    await self._resumed()
+                except DenoisedError as error:
+                    logger.error("%s is pinned and could not be brought back: %s", handle.name, error)
+                    await asyncio.sleep(KEEP_LIVE_SECONDS)
+        finally:
+            self._returning.remove(handle)
+
+    async def _resumed(self) -> None:
+        """Returns when a worker takes work."""
+        await self._changes.until(lambda: self._supervisor.has_active)
 
     async def _preload(self, preload: Preload) -> None:
         """Returns when a declared pipeline is live and kept; another one of its name goes."""
         lease = Lease(pipeline_id=preload.name.removeprefix(PREFIX), pinned=True, shared=True)
-        await self._changes.until(lambda: self._supervisor.has_active)
-        try:
-            handle = await self._hold(preload.spec, lease)
-        except PipelineExistsError:
+        await self._resumed()
+        while True:
+            try:
+                if not (handle := await self._hold(preload.spec, lease)).owner:
+                    break
+                # A client's own is not for others to see, nor for the client to take from them.
+            except PipelineExistsError:
+                handle = self._handles.get(preload.name)
             logger.warning("%s is not what the configuration says, and is replaced", preload.name)
-            await self._unload_soon(self._handles.get(preload.name))
-            handle = await self._hold(preload.spec, lease)
+            await self._unload_soon(handle)
         handle.pinned = handle.shared = handle.preloaded = True
         await self._rewrite(handle)
 
@@ -645,7 +669,7 @@ class Pool:
 
     def _is_live(self, name: str) -> bool:
         handle = self._handles.find(name)
-        return handle is not None and bool(handle.worker) and handle.state is State.ACTIVE
+        return handle is not None and handle.preloaded and bool(handle.worker) and handle.state is State.ACTIVE
 
     async def _try(self, name: str) -> None:
         loaded = self._handles.get(name).loaded
@@ -657,7 +681,7 @@ class Pool:
     def _is_busy(self, worker: str, handle: Handle | None = None) -> bool:
         """Whether a worker has something to finish, or something of one pipeline's."""
         is_building = handle is None and bool(self._builds.recipes_on(worker))
-        return is_building or self._generations.runs_on(worker, handle)
+        return is_building or self._generations.runs_on(worker, handle) or self._updates.runs_on(worker, handle)
 
     def _leave_worker(self, worker: str) -> None:
         self._generations.gate(worker).dismiss()

@@ -144,6 +144,9 @@ class Supervisor:
             raise WorkerLostError(
                 "No worker is running; they are being restarted.", hint="Try again shortly.", retry_after=5
             ) from None
+        self.check_drained()
+
+    def check_drained(self) -> None:
         if self.is_drained:
             raise WorkersDrainedError(
                 "Every worker has been told to take no more work.",

@@ -38,8 +38,8 @@ class Change:
 class Updates:
     """Updates pipelines, those of one handle one after another.
 
-    `bring_back` returns with a handle's pipeline live on a worker, `missing` hears that the worker does not hold it
-    after all, and `updated` records what a worker has set.
+    `bring_back` returns with a handle's pipeline live on a worker, `is_building` says whether it is on its way to one,
+    `missing` hears that the worker does not hold it after all, and `updated` records what a worker has set.
     """
 
     def __init__(
@@ -47,14 +47,21 @@ class Updates:
         executor: Executor,
         *,
         bring_back: Callable[[Handle], Awaitable[None]],
+        is_building: Callable[[Handle], bool],
         missing: Callable[[Handle], None],
         updated: Callable[[Handle, Loaded], None],
     ) -> None:
         self._executor = executor
         self._bring_back = bring_back
+        self._is_building = is_building
         self._missing = missing
         self._updated = updated
         self._last: dict[Handle, asyncio.Future[None]] = {}
+        self._workers: dict[Handle, str] = {}
+
+    def runs_on(self, worker: str, handle: Handle | None = None) -> bool:
+        """Whether that worker is changing a pipeline, or that pipeline."""
+        return any(there == worker and handle in (None, one) for one, there in self._workers.items())
 
     async def update(self, handle: Handle, change: Change) -> None:
         """Returns once the worker has changed the pipeline and the recipe says so."""
@@ -71,10 +78,11 @@ class Updates:
 
     async def _update(self, handle: Handle, change: Change) -> None:
         has_retried, worker, loaded = False, "", None
-        # The worker may have died right after it answered, and the pipeline be on its way by the recipe as it was.
-        while loaded is None or handle.worker != worker:
+        # The worker may have died or been drained meanwhile, and the pipeline be elsewhere by the recipe as it was.
+        while loaded is None or handle.worker not in (worker, "") or self._is_building(handle):
             await self._bring_back(handle)
             worker, held = handle.worker, handle.loaded
+            self._workers[handle] = worker
             try:
                 command = Update(handle.name, change.apply(handle.recipe.settings))
                 loaded = await answer(self._executor, worker, command, Loaded)
@@ -86,4 +94,6 @@ class Updates:
                 # Another request may have found out first.
                 if handle.loaded is held:
                     self._missing(handle)
+            finally:
+                del self._workers[handle]
         self._updated(handle, loaded)

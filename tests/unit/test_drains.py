@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from denoised.errors import WorkerNotFoundError, WorkersDrainedError
-from denoised_server.generation import Summary
+from denoised_server.generation import Started, State, Summary, Terms
 from denoised_server.messages import Generate, Load, Progress, Spec, Unload
 from denoised_server.pool import Lease, Pool
 from denoised_server.probes import Health
@@ -34,8 +34,8 @@ async def pool(executor: FakeExecutor) -> AsyncIterator[Pool]:
     await pool.stop()
 
 
-async def events(pool: Pool, prompt: str = "a cat") -> AsyncGenerator[Any, None]:
-    async with aclosing(pool.generate(Generate(A, {"prompt": prompt}))) as numbered:
+async def events(pool: Pool, prompt: str = "a cat", name: str = A) -> AsyncGenerator[Any, None]:
+    async with aclosing(pool.generate(Generate(name, {"prompt": prompt}))) as numbered:
         async for entry in numbered:
             yield entry.event
 
@@ -131,6 +131,76 @@ async def test_a_drain_that_is_undone_leaves_pipelines_where_they_are(pool: Pool
         assert (pool.get(A).worker, state(pool, "workers/0")) == ("workers/0", "active")
     assert isinstance((await generate(pool))[-1], Summary)
     assert not executor.sent(Unload)
+
+
+async def test_a_drain_that_is_undone_while_it_unloads_leaves_nothing_that_nobody_has(
+    pool: Pool, executor: FakeExecutor
+) -> None:
+    for name in "bcd":
+        async for _ in pool.load(Spec("weights"), Lease(pipeline_id=name)):
+            pass
+    executor.hold(Unload)
+    drain = asyncio.create_task(pool.drain_worker("workers/0"))
+    await until(lambda: bool(executor.sent(Unload)))
+    pool.resume_worker("workers/0")
+    await drain
+    held = {f"pipelines/{name}" for name in "abcd" if pool.get(f"pipelines/{name}").worker}
+    assert len(held) == 3
+    executor.release()
+    await until(lambda: set(executor.workers["workers/0"].pipelines) == held)
+    for name in "abcd":
+        assert isinstance([event async for event in events(pool, name=f"pipelines/{name}")][-1], Summary)
+
+
+async def test_who_waits_for_a_pipeline_that_is_unloaded_waits_on(pool: Pool, executor: FakeExecutor) -> None:
+    async for _ in pool.load(Spec("weights"), Lease(pipeline_id="b")):
+        pass
+    async with aclosing(events(pool, "hang")) as running:
+        await begin(running)
+        waiting = [asyncio.create_task(generate(pool)) for _ in range(3)]
+        await until(lambda: pool.get(A).generation_count == 4)
+        unload = asyncio.create_task(pool.unload(A))
+        await asyncio.sleep(0)
+        drain = asyncio.create_task(pool.drain_worker("workers/0"))
+        await until(lambda: not pool.get("pipelines/b").worker)
+        await asyncio.sleep(0.01)
+        assert len(executor.sent(Generate)) == 1, "there is one place"
+    assert all(isinstance(run[-1], Summary) for run in await asyncio.gather(*waiting))
+    await drain
+    assert unload.done()
+    assert not executor.workers["workers/0"].pipelines
+
+
+async def test_what_was_promised_to_go_on_without_its_caller_waits_for_a_worker(pool: Pool) -> None:
+    detached = Terms(detached=True)
+    async with aclosing(events(pool, "hang")) as running:
+        await begin(running)
+        async with aclosing(pool.generate(Generate(A, {"prompt": "a cat"}), detached)) as accepted:
+            started = (await anext(accepted)).event
+        assert isinstance(started, Started)
+        await pool.drain_worker("workers/1")
+        drain = asyncio.create_task(pool.drain_worker("workers/0"))
+        await until(lambda: not pool.get(A).worker)
+        await asyncio.sleep(0.01)
+    await drain
+    assert pool.get_generation(started.name).state is State.WAITING
+    # Nothing is promised now.
+    with pytest.raises(WorkersDrainedError):
+        await anext(pool.generate(Generate(A, {"prompt": "a cat"}), detached))
+    assert len(pool.list_generations(page_size=0, page_token="")[0]) == 1
+    pool.resume_worker("workers/1")
+    await until(lambda: pool.get_generation(started.name).state is State.SUCCEEDED)
+
+
+async def test_one_task_brings_a_pinned_pipeline_back(pool: Pool, executor: FakeExecutor) -> None:
+    executor.hold(Load)
+    executor.kill("workers/0")
+    await until(lambda: state(pool, "workers/0") == "active")
+    for _ in range(5):
+        await pool.renew(A, None, pinned=True)
+    assert len([task for task in asyncio.all_tasks() if task.get_name() == f"return of {A}"]) == 1
+    executor.release()
+    await until(lambda: bool(pool.get(A).worker))
 
 
 async def test_a_drain_outlives_its_caller_and_the_workers_death(pool: Pool, executor: FakeExecutor) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from denoised.errors import NotAPipelineError
-from denoised_server import preloads, readiness
+from denoised_server import callers, preloads, readiness
+from denoised_server.callers import Caller, Scope
 from denoised_server.journal import Journal
 from denoised_server.messages import Generate, Load, Parameter, Progress, Spec
 from denoised_server.pool import Lease, Pool
@@ -158,6 +159,22 @@ async def test_the_configuration_goes_before_the_journal(make: Callable[..., Poo
     assert second.get(PAINTER.name).recipe.spec == other
     assert second.get("pipelines/sculptor").pinned
     assert not second.get("pipelines/old").pinned
+
+
+async def test_a_clients_own_pipeline_of_that_name_stays_nobody_elses(make: Callable[..., Pool]) -> None:
+    pool = make(PAINTER)
+    await pool.start()
+
+    async def load() -> None:
+        callers.act_for(Caller("alice", frozenset({Scope.LOAD})))
+        async for _ in pool.load(PAINTER.spec, Lease(pipeline_id="painter")):
+            pass
+        assert pool.get(PAINTER.name).owner == "alice"
+
+    await asyncio.create_task(load())
+    await pool.get_ready()
+    view = pool.get(PAINTER.name)
+    assert (view.owner, view.pinned, view.shared, view.worker) == ("", True, True, "workers/0")
 
 
 async def test_readiness_generates_where_it_is_asked_to(

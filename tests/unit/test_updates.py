@@ -76,6 +76,26 @@ async def test_a_pipeline_rebuilt_after_its_worker_died_is_as_it_was_set(pool: P
     assert executor.sent(Load)[-1].recipe.settings == PipelineSettings(EULER)
 
 
+@pytest.mark.parametrize("executor", [FakeExecutor(2)])
+async def test_a_drain_waits_for_an_update_and_the_recipe_remembers_it(pool: Pool, executor: FakeExecutor) -> None:
+    name = (await load(pool)).name
+    await pool.drain_worker("workers/1")
+    executor.hold(Update)
+    update = asyncio.create_task(pool.update(name, noise_scheduler(EULER)))
+    while not executor.sent(Update):  # noqa: ASYNC110 - what is waited for is another's state
+        await asyncio.sleep(0.001)
+    drain = asyncio.create_task(pool.drain_worker("workers/0"))
+    await asyncio.sleep(0.01)
+    assert not drain.done()
+    executor.release()
+    # No worker is left on which it could be done again.
+    assert (await update).recipe.settings == PipelineSettings(EULER)
+    await drain
+    pool.resume_worker("workers/0")
+    await run(pool, name)
+    assert executor.sent(Load)[-1].recipe.settings == PipelineSettings(EULER)
+
+
 async def test_a_lost_pipeline_is_brought_back_to_be_updated(pool: Pool, executor: FakeExecutor) -> None:
     name = (await load(pool)).name
     executor.kill("workers/0")
