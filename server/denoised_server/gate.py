@@ -56,8 +56,8 @@ class Gate:
     ) -> AsyncIterator[None]:
         """Waits for a place and holds it; `cost`, `alone` and `again` are as for admission.
 
-        `moved` hears each new position, and when it is expected to be admitted, in seconds since the epoch. `stays` says
-        whether what is waited for is still behind this gate. Raises QueueFullError.
+        `moved` hears each new position, and when it is expected to be admitted, in seconds since the epoch. `stays`
+        says whether what is waited for is still behind this gate. Raises QueueFullError.
         """
         ticket = _Ticket(asyncio.get_running_loop().create_future(), moved, stays)
         client, limit = caller.name, caller.quota.running

@@ -42,8 +42,8 @@ LARGE = 16 * 1024
 TEXT = "surrogatepass"
 
 
-# A packer has one buffer, and its hooks take no argument beside the value. The pieces are there for as long as they work:
-# a picture would otherwise stay in memory until the next message.
+# A packer has one buffer, and its hooks take no argument beside the value. The pieces are there for as long as they
+# work: a picture would otherwise stay in memory until the next message.
 _local = threading.local()
 
 
