@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from . import tensors
+from . import mapped, tensors
 
 # Where each tensor of a buffer begins: where torch's allocators would have it begin, so that kernels go the same way.
 ALIGNMENT = {"cpu": 64, "cuda": 512}
@@ -95,11 +95,17 @@ class Cargo:
     def tensors(self) -> list[torch.Tensor]:
         return [slot.tensor for slot in self.slots]
 
+    def empty(self, *, pinned: bool) -> torch.Tensor:
+        """A buffer in the host's memory that takes all of them."""
+        if pinned:
+            return torch.empty(self.buffer_bytes, dtype=torch.uint8, pin_memory=True)
+        return mapped.empty(self.buffer_bytes)
+
     def pack(self, *, pinned: bool) -> torch.Tensor:
         """The weights in one buffer in the host's memory; the tensors stay as they are."""
         if self._buffer is not None and self._buffer.device.type == "cpu":
             return self._buffer
-        buffer = torch.empty(self.buffer_bytes, dtype=torch.uint8, pin_memory=pinned)
+        buffer = self.empty(pinned=pinned)
         for slot in self.slots:
             slot.view(buffer).copy_(slot.tensor.data)
         return buffer

@@ -7,6 +7,8 @@ import ctypes
 import psutil
 import torch
 
+from . import mapped
+
 # Of glibc's struct mallinfo2.
 _FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
@@ -47,13 +49,15 @@ class DeviceMemory:
 
     @property
     def allocated_bytes(self) -> int:
-        """What is in use: by tensors on a GPU; on the CPU by all that came from malloc, where it can be asked."""
+        """What is in use: by tensors on a GPU; on the CPU by all that is mapped for weights or came from malloc, where
+        that can be asked.
+        """
         if self._device.type == "cuda":
             return int(torch.cuda.memory_allocated(self._device))
         if self._mallinfo is None:
             return self.process_bytes
         info = self._mallinfo()
-        return int(info.uordblks + info.hblkhd)
+        return int(info.uordblks + info.hblkhd) + mapped.size_bytes()
 
     @property
     def cached_bytes(self) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 
 import psutil
+
+_LIBC = ctypes.CDLL(None)
+# glibc's name for how many heaps threads have between them.
+_M_ARENA_MAX = -8
 
 
 def of_machine(setting: int | float) -> int:
@@ -13,9 +16,33 @@ def of_machine(setting: int | float) -> int:
     return int(setting * psutil.virtual_memory().total) if isinstance(setting, float) else setting
 
 
+def share_one_heap() -> None:
+    """Has all threads allocate from one heap; to be said before there are others.
+
+    What a thread has freed in a heap of its own no other can use, and many heaps keep more of it than one.
+    """
+    if hasattr(_LIBC, "mallopt"):
+        _LIBC.mallopt(_M_ARENA_MAX, 1)
+
+
 def trim() -> None:
     """Does nothing where the C library has no malloc_trim."""
-    name = ctypes.util.find_library("c")
-    trim_function = getattr(ctypes.CDLL(name), "malloc_trim", None) if name else None
-    if trim_function is not None:
-        trim_function(0)
+    if hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)
+
+
+class Rest:
+    """Gives memory back once nothing has run for a while: the next call takes it from what was freed until then."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._idle_since = seconds, 0.0
+        self._is_due = False
+
+    def look(self, *, is_idle: bool, now: float) -> bool:
+        """Whether it is time to."""
+        if not is_idle:
+            self._idle_since, self._is_due = now, True
+            return False
+        is_over = self._is_due and now - self._idle_since >= self._seconds
+        self._is_due = self._is_due and not is_over
+        return is_over

@@ -70,7 +70,7 @@ class Mover:
         buffer = held.host
         if buffer is None:
             assert held.reread is not None, "what cannot be read again does not leave"
-            buffer = self._empty(held)
+            buffer = held.cargo.empty(pinned=self._device.type == "cuda")
             held.reread.fill(buffer)
         if self._device.type == "cpu":
             # The host's memory is the device's.
@@ -83,6 +83,3 @@ class Mover:
         seconds = time.perf_counter() - began
         self._bandwidths.learn(tier, held.cargo.size, seconds)
         self._counts.arrived(tier, held.cargo.size, seconds)
-
-    def _empty(self, held: Held) -> torch.Tensor:
-        return torch.empty(held.cargo.buffer_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")

@@ -12,8 +12,6 @@ from collections.abc import Iterable
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from . import host_memory
-
 logger = logging.getLogger(__name__)
 
 # A request that has just ended may still be on another thread's stack. Seconds.
@@ -35,7 +33,7 @@ class Reclaim:
             return sum(size for _, size in self._pending)
 
     def settle(self, what: str, let_go: Iterable[tuple[StorageWeakRef, int]]) -> None:
-        """Gives the memory back to the system; says what holds on to what does not go."""
+        """Says what holds on to what does not go. Gives a GPU's memory back; the host's is back by itself."""
         left = [(ref, size) for ref, size in let_go if not ref.expired()]
         for pause in PAUSES:
             if not left:
@@ -50,7 +48,6 @@ class Reclaim:
                 self._pending += left
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        host_memory.trim()
 
 
 def _holders(storages: set[int]) -> str:

@@ -94,6 +94,8 @@ LIBRARIES = ("diffusers", "peft", "torch", "transformers")
 MAX_DOWNLOADS = 64
 # Pictures that are decoded or encoded at a time, beside the engine.
 MEDIA_THREADS = min(8, max(2, os.cpu_count() or 2))
+# Seconds without work after which memory is given back that was freed and not used again.
+REST_SECONDS = 5.0
 # Seconds.
 RELEASE_PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -115,6 +117,7 @@ class Worker:
     """Owns one device. Commands run beside each other; none waits for the engine but those that generate."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        host_memory.share_one_heap()
         torch.set_num_threads(settings.threads)
         # Loading is reported to callers; bars on the daemon's terminal are nobody's.
         diffusers.utils.logging.disable_progress_bar()
@@ -189,7 +192,7 @@ class Worker:
         self._previews = Previews(self._media)
         # Requests sleep until theirs is there: it waits for no encoding and no unload.
         self._replies = ThreadPoolExecutor(1, "reply")
-        self._balance = Balance(self._memory.allocated_bytes)
+        self._balance, self._rest = Balance(self._memory.allocated_bytes), host_memory.Rest(REST_SECONDS)
 
     def ready(self) -> Ready:
         cuda = self._device.type == "cuda"
@@ -567,7 +570,10 @@ class Worker:
         if self._device.type == "cpu":
             # What is in the host's memory comes from the same allocator.
             booked += sum(part.weight_bytes for part in held if part.residency == Tier.HOST)
-        if self._balance.strike(self._memory.allocated_bytes, booked, is_idle=self._is_idle(), now=time.monotonic()):
+        is_idle, now = self._is_idle(), time.monotonic()
+        if self._rest.look(is_idle=is_idle, now=now):
+            host_memory.trim()
+        if self._balance.strike(self._memory.allocated_bytes, booked, is_idle=is_idle, now=now):
             logger.warning(
                 "%d bytes are in use beside %d bytes of weights, and in no book",
                 self._balance.unaccounted_bytes,
