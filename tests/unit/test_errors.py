@@ -6,7 +6,10 @@ import grpc
 import pytest
 from denoised import errors, status
 from denoised.v1 import error_reason_pb2
+from denoised_server import services
 from google.rpc import error_details_pb2, status_pb2
+
+from tests.reasons import documented
 
 KINDS = sorted(errors.BY_REASON.values(), key=lambda kind: kind.__name__)
 
@@ -18,6 +21,12 @@ def arrived(error: errors.DenoisedError) -> errors.DenoisedError:
 def test_each_reason_has_one_class_and_each_class_one_reason() -> None:
     reasons = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118
     assert set(errors.BY_REASON) == reasons
+
+
+def test_each_reason_is_said_of_the_methods_that_may_end_with_it() -> None:
+    said = documented()
+    assert set(said) == set(services.METHODS)
+    assert set[str]().union(*said.values()) == set(errors.BY_REASON)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class GenerationServiceStub(object):
     """Runs live pipelines.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     def __init__(self, channel):
@@ -74,6 +77,9 @@ class GenerationServiceStub(object):
 
 class GenerationServiceServicer(object):
     """Runs live pipelines.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     def Generate(self, request, context):
@@ -85,10 +91,11 @@ class GenerationServiceServicer(object):
         pipelines that share components are joined step by step into common batches, which changes an output by no more than
         rounding; `batching` can forbid it. A deadline that cannot be met, as far as earlier generations show, is refused at
         once. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT, INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED,
-        PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND,
-        SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
-        GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, MESSAGE_TOO_LARGE,
-        and for a pipeline that has to be rebuilt those of LoadPipeline.
+        PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NEVER_FITS, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH,
+        REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, WEIGHTS_CHANGED,
+        DEVICE_OUT_OF_MEMORY, WORKER_LOST, WORKERS_DRAINED, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
+        GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, and for a pipeline
+        that has to be rebuilt those of LoadPipeline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,7 +107,8 @@ class GenerationServiceServicer(object):
         The first message says what to run. From then on each `step_end` of the daemon waits for one `reply`; other
         generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
         towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
-        what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
+        what there is; progress alone is cheaper with Generate. Reasons: as Generate, and
+        GENERATION_INTERRUPTED, CALLBACK_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,7 +127,7 @@ class GenerationServiceServicer(object):
 
         Works for each generation that runs or waits, and for detached ones as long as their results are kept. Leaving the
         call ends the generation if nobody else reads it and it is not detached. Ends as Generate would have, with the
-        error where it failed. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND, and those of Generate.
+        error where it failed. Reasons: as Generate, and GENERATION_NOT_FOUND, GENERATION_INTERRUPTED, CALLBACK_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +205,9 @@ def add_GenerationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
     """Runs live pipelines.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     @staticmethod

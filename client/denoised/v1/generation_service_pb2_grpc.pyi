@@ -18,7 +18,11 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class GenerationServiceStub:
-    """Runs live pipelines."""
+    """Runs live pipelines.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
+    """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Generate: grpc.UnaryStreamMultiCallable[
@@ -33,10 +37,11 @@ class GenerationServiceStub:
     pipelines that share components are joined step by step into common batches, which changes an output by no more than
     rounding; `batching` can forbid it. A deadline that cannot be met, as far as earlier generations show, is refused at
     once. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT, INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED,
-    PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND,
-    SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
-    GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, MESSAGE_TOO_LARGE,
-    and for a pipeline that has to be rebuilt those of LoadPipeline.
+    PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NEVER_FITS, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH,
+    REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, WEIGHTS_CHANGED,
+    DEVICE_OUT_OF_MEMORY, WORKER_LOST, WORKERS_DRAINED, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
+    GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, and for a pipeline
+    that has to be rebuilt those of LoadPipeline.
     """
 
     GenerateInteractively: grpc.StreamStreamMultiCallable[
@@ -48,7 +53,8 @@ class GenerationServiceStub:
     The first message says what to run. From then on each `step_end` of the daemon waits for one `reply`; other
     generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
     towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
-    what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
+    what there is; progress alone is cheaper with Generate. Reasons: as Generate, and
+    GENERATION_INTERRUPTED, CALLBACK_TIMEOUT.
     """
 
     EncodePrompt: grpc.UnaryUnaryMultiCallable[
@@ -67,7 +73,7 @@ class GenerationServiceStub:
 
     Works for each generation that runs or waits, and for detached ones as long as their results are kept. Leaving the
     call ends the generation if nobody else reads it and it is not detached. Ends as Generate would have, with the
-    error where it failed. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND, and those of Generate.
+    error where it failed. Reasons: as Generate, and GENERATION_NOT_FOUND, GENERATION_INTERRUPTED, CALLBACK_TIMEOUT.
     """
 
     GetGeneration: grpc.UnaryUnaryMultiCallable[
@@ -94,7 +100,11 @@ class GenerationServiceStub:
     """
 
 class GenerationServiceAsyncStub:
-    """Runs live pipelines."""
+    """Runs live pipelines.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
+    """
 
     Generate: grpc.aio.UnaryStreamMultiCallable[
         denoised.v1.generation_service_pb2.GenerateRequest,
@@ -108,10 +118,11 @@ class GenerationServiceAsyncStub:
     pipelines that share components are joined step by step into common batches, which changes an output by no more than
     rounding; `batching` can forbid it. A deadline that cannot be met, as far as earlier generations show, is refused at
     once. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT, INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED,
-    PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND,
-    SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
-    GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, MESSAGE_TOO_LARGE,
-    and for a pipeline that has to be rebuilt those of LoadPipeline.
+    PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NEVER_FITS, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH,
+    REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, WEIGHTS_CHANGED,
+    DEVICE_OUT_OF_MEMORY, WORKER_LOST, WORKERS_DRAINED, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
+    GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, and for a pipeline
+    that has to be rebuilt those of LoadPipeline.
     """
 
     GenerateInteractively: grpc.aio.StreamStreamMultiCallable[
@@ -123,7 +134,8 @@ class GenerationServiceAsyncStub:
     The first message says what to run. From then on each `step_end` of the daemon waits for one `reply`; other
     generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
     towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
-    what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
+    what there is; progress alone is cheaper with Generate. Reasons: as Generate, and
+    GENERATION_INTERRUPTED, CALLBACK_TIMEOUT.
     """
 
     EncodePrompt: grpc.aio.UnaryUnaryMultiCallable[
@@ -142,7 +154,7 @@ class GenerationServiceAsyncStub:
 
     Works for each generation that runs or waits, and for detached ones as long as their results are kept. Leaving the
     call ends the generation if nobody else reads it and it is not detached. Ends as Generate would have, with the
-    error where it failed. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND, and those of Generate.
+    error where it failed. Reasons: as Generate, and GENERATION_NOT_FOUND, GENERATION_INTERRUPTED, CALLBACK_TIMEOUT.
     """
 
     GetGeneration: grpc.aio.UnaryUnaryMultiCallable[
@@ -169,7 +181,11 @@ class GenerationServiceAsyncStub:
     """
 
 class GenerationServiceServicer(metaclass=abc.ABCMeta):
-    """Runs live pipelines."""
+    """Runs live pipelines.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
+    """
 
     @abc.abstractmethod
     def Generate(
@@ -185,10 +201,11 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         pipelines that share components are joined step by step into common batches, which changes an output by no more than
         rounding; `batching` can forbid it. A deadline that cannot be met, as far as earlier generations show, is refused at
         once. Reasons: INVALID_FIELD, UNKNOWN_ARGUMENT, INVALID_MEDIA, INVALID_NOISE_SCHEDULER, PIPELINE_REJECTED,
-        PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND,
-        SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, DEVICE_OUT_OF_MEMORY, WORKER_LOST, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
-        GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, MESSAGE_TOO_LARGE,
-        and for a pipeline that has to be rebuilt those of LoadPipeline.
+        PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, QUEUE_FULL, NEVER_FITS, NO_ROOM, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH,
+        REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, WEIGHTS_CHANGED,
+        DEVICE_OUT_OF_MEMORY, WORKER_LOST, WORKERS_DRAINED, REQUEST_KILLS_WORKER, JOURNAL_UNAVAILABLE,
+        GENERATION_CANCELLED, SHUTTING_DOWN, DEADLINE_EXCEEDED, DEADLINE_UNMEETABLE, DEADLINE_TOO_SHORT, and for a pipeline
+        that has to be rebuilt those of LoadPipeline.
         """
 
     @abc.abstractmethod
@@ -202,7 +219,8 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         The first message says what to run. From then on each `step_end` of the daemon waits for one `reply`; other
         generations go on meanwhile, and this one keeps its place among those that run. The time that replies take counts
         towards the call's deadline. Needed for callbacks that look at tensors, change them, or stop the generation and keep
-        what there is; progress alone is cheaper with Generate. Reasons: as Generate, and GENERATION_INTERRUPTED.
+        what there is; progress alone is cheaper with Generate. Reasons: as Generate, and
+        GENERATION_INTERRUPTED, CALLBACK_TIMEOUT.
         """
 
     @abc.abstractmethod
@@ -225,7 +243,7 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
 
         Works for each generation that runs or waits, and for detached ones as long as their results are kept. Leaving the
         call ends the generation if nobody else reads it and it is not detached. Ends as Generate would have, with the
-        error where it failed. Reasons: INVALID_FIELD, GENERATION_NOT_FOUND, and those of Generate.
+        error where it failed. Reasons: as Generate, and GENERATION_NOT_FOUND, GENERATION_INTERRUPTED, CALLBACK_TIMEOUT.
         """
 
     @abc.abstractmethod

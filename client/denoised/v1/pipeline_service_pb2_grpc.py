@@ -29,11 +29,14 @@ class PipelineServiceStub(object):
     """Keeps diffusers pipelines live and hands out handles to them.
 
     Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
-    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+    share; another client's is NOT_FOUND.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     def __init__(self, channel):
@@ -93,11 +96,14 @@ class PipelineServiceServicer(object):
     """Keeps diffusers pipelines live and hands out handles to them.
 
     Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
-    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+    share; another client's is NOT_FOUND.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     def LoadPipeline(self, request, context):
@@ -106,8 +112,11 @@ class PipelineServiceServicer(object):
         The last message of the stream carries the pipeline. Each successful call yields a handle with a lease of its own,
         also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
         caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
-        REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
-        WORKER_LOST, SHUTTING_DOWN.
+        PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
+        NOT_A_PIPELINE, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER,
+        QUANTIZATION_UNAVAILABLE, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY, JOURNAL_UNAVAILABLE, WORKER_LOST,
+        WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of its adapters: ADAPTER_NOT_FOUND,
+        ADAPTER_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,8 +126,10 @@ class PipelineServiceServicer(object):
         """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
 
         Of a repository on the Hub only what describes its weights is read, some kilobytes of each file. Whether it fits is
-        an answer and not an error. Reasons: INVALID_FIELD, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
-        NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, WORKER_LOST, SHUTTING_DOWN.
+        an answer and not an error. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND where a component is to be
+        another pipeline's, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE,
+        DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER, QUANTIZATION_UNAVAILABLE, WORKER_LOST,
+        WORKERS_DRAINED, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +139,7 @@ class PipelineServiceServicer(object):
         """Makes a pipeline for another task from the components of a live one, as `from_pipe` does.
 
         Takes milliseconds and no device memory, unless an override brings weights of its own. The new handle does not
-        depend on its source: either may be unloaded first. Reasons: as LoadPipeline, and PIPELINE_NOT_FOUND.
+        depend on its source: either may be unloaded first. Reasons: as LoadPipeline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,7 +162,8 @@ class PipelineServiceServicer(object):
     def WatchPipelines(self, request, context):
         """Streams what changes: first every pipeline there is, then a SYNCED event, then each change as it happens.
 
-        A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again.
+        A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again. Reasons:
+        WATCH_LAGGED, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,16 +174,19 @@ class PipelineServiceServicer(object):
 
         Generations that are running go on as they began; those that come later find it changed, also after its weights had
         to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
-        from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
-        ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, NEVER_FITS, NO_ROOM,
-        PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
+        from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND,
+        NOT_OWNER, INVALID_NOISE_SCHEDULER, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE,
+        SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY,
+        JOURNAL_UNAVAILABLE, WORKER_LOST, WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of
+        LoadPipeline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewPipeline(self, request, context):
-        """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
+        """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND, NOT_OWNER, NO_ROOM where it is to be
+        pinned, JOURNAL_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,7 +197,7 @@ class PipelineServiceServicer(object):
         ABORTED, reason PIPELINE_UNLOADED; the load itself goes on only while a generation waits for it.
 
         Memory that no other pipeline shares is free when the call returns. Unloading a pipeline again succeeds, so the
-        call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
+        call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND, NOT_OWNER, JOURNAL_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,11 +263,14 @@ class PipelineService(object):
     """Keeps diffusers pipelines live and hands out handles to them.
 
     Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
-    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+    share; another client's is NOT_FOUND.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     @staticmethod

@@ -21,11 +21,14 @@ class PipelineServiceStub:
     """Keeps diffusers pipelines live and hands out handles to them.
 
     Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
-    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+    share; another client's is NOT_FOUND.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -38,8 +41,11 @@ class PipelineServiceStub:
     The last message of the stream carries the pipeline. Each successful call yields a handle with a lease of its own,
     also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
     caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
-    REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
-    WORKER_LOST, SHUTTING_DOWN.
+    PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
+    NOT_A_PIPELINE, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER,
+    QUANTIZATION_UNAVAILABLE, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY, JOURNAL_UNAVAILABLE, WORKER_LOST,
+    WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of its adapters: ADAPTER_NOT_FOUND,
+    ADAPTER_MISMATCH.
     """
 
     PlanPipeline: grpc.UnaryUnaryMultiCallable[
@@ -49,8 +55,10 @@ class PipelineServiceStub:
     """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
 
     Of a repository on the Hub only what describes its weights is read, some kilobytes of each file. Whether it fits is
-    an answer and not an error. Reasons: INVALID_FIELD, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
-    NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, WORKER_LOST, SHUTTING_DOWN.
+    an answer and not an error. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND where a component is to be
+    another pipeline's, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE,
+    DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER, QUANTIZATION_UNAVAILABLE, WORKER_LOST,
+    WORKERS_DRAINED, SHUTTING_DOWN.
     """
 
     DerivePipeline: grpc.UnaryUnaryMultiCallable[
@@ -60,7 +68,7 @@ class PipelineServiceStub:
     """Makes a pipeline for another task from the components of a live one, as `from_pipe` does.
 
     Takes milliseconds and no device memory, unless an override brings weights of its own. The new handle does not
-    depend on its source: either may be unloaded first. Reasons: as LoadPipeline, and PIPELINE_NOT_FOUND.
+    depend on its source: either may be unloaded first. Reasons: as LoadPipeline.
     """
 
     GetPipeline: grpc.UnaryUnaryMultiCallable[
@@ -81,7 +89,8 @@ class PipelineServiceStub:
     ]
     """Streams what changes: first every pipeline there is, then a SYNCED event, then each change as it happens.
 
-    A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again.
+    A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again. Reasons:
+    WATCH_LAGGED, SHUTTING_DOWN.
     """
 
     UpdatePipeline: grpc.UnaryUnaryMultiCallable[
@@ -92,16 +101,20 @@ class PipelineServiceStub:
 
     Generations that are running go on as they began; those that come later find it changed, also after its weights had
     to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
-    from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
-    ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, NEVER_FITS, NO_ROOM,
-    PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
+    from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND,
+    NOT_OWNER, INVALID_NOISE_SCHEDULER, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE,
+    SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY,
+    JOURNAL_UNAVAILABLE, WORKER_LOST, WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of
+    LoadPipeline.
     """
 
     RenewPipeline: grpc.UnaryUnaryMultiCallable[
         denoised.v1.pipeline_service_pb2.RenewPipelineRequest,
         denoised.v1.pipeline_service_pb2.RenewPipelineResponse,
     ]
-    """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND."""
+    """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND, NOT_OWNER, NO_ROOM where it is to be
+    pinned, JOURNAL_UNAVAILABLE.
+    """
 
     UnloadPipeline: grpc.UnaryUnaryMultiCallable[
         denoised.v1.pipeline_service_pb2.UnloadPipelineRequest,
@@ -111,18 +124,21 @@ class PipelineServiceStub:
     ABORTED, reason PIPELINE_UNLOADED; the load itself goes on only while a generation waits for it.
 
     Memory that no other pipeline shares is free when the call returns. Unloading a pipeline again succeeds, so the
-    call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
+    call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND, NOT_OWNER, JOURNAL_UNAVAILABLE.
     """
 
 class PipelineServiceAsyncStub:
     """Keeps diffusers pipelines live and hands out handles to them.
 
     Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
-    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+    share; another client's is NOT_FOUND.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     LoadPipeline: grpc.aio.UnaryStreamMultiCallable[
@@ -134,8 +150,11 @@ class PipelineServiceAsyncStub:
     The last message of the stream carries the pipeline. Each successful call yields a handle with a lease of its own,
     also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
     caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
-    REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
-    WORKER_LOST, SHUTTING_DOWN.
+    PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
+    NOT_A_PIPELINE, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER,
+    QUANTIZATION_UNAVAILABLE, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY, JOURNAL_UNAVAILABLE, WORKER_LOST,
+    WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of its adapters: ADAPTER_NOT_FOUND,
+    ADAPTER_MISMATCH.
     """
 
     PlanPipeline: grpc.aio.UnaryUnaryMultiCallable[
@@ -145,8 +164,10 @@ class PipelineServiceAsyncStub:
     """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
 
     Of a repository on the Hub only what describes its weights is read, some kilobytes of each file. Whether it fits is
-    an answer and not an error. Reasons: INVALID_FIELD, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
-    NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, WORKER_LOST, SHUTTING_DOWN.
+    an answer and not an error. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND where a component is to be
+    another pipeline's, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE,
+    DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER, QUANTIZATION_UNAVAILABLE, WORKER_LOST,
+    WORKERS_DRAINED, SHUTTING_DOWN.
     """
 
     DerivePipeline: grpc.aio.UnaryUnaryMultiCallable[
@@ -156,7 +177,7 @@ class PipelineServiceAsyncStub:
     """Makes a pipeline for another task from the components of a live one, as `from_pipe` does.
 
     Takes milliseconds and no device memory, unless an override brings weights of its own. The new handle does not
-    depend on its source: either may be unloaded first. Reasons: as LoadPipeline, and PIPELINE_NOT_FOUND.
+    depend on its source: either may be unloaded first. Reasons: as LoadPipeline.
     """
 
     GetPipeline: grpc.aio.UnaryUnaryMultiCallable[
@@ -177,7 +198,8 @@ class PipelineServiceAsyncStub:
     ]
     """Streams what changes: first every pipeline there is, then a SYNCED event, then each change as it happens.
 
-    A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again.
+    A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again. Reasons:
+    WATCH_LAGGED, SHUTTING_DOWN.
     """
 
     UpdatePipeline: grpc.aio.UnaryUnaryMultiCallable[
@@ -188,16 +210,20 @@ class PipelineServiceAsyncStub:
 
     Generations that are running go on as they began; those that come later find it changed, also after its weights had
     to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
-    from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
-    ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, NEVER_FITS, NO_ROOM,
-    PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
+    from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND,
+    NOT_OWNER, INVALID_NOISE_SCHEDULER, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE,
+    SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY,
+    JOURNAL_UNAVAILABLE, WORKER_LOST, WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of
+    LoadPipeline.
     """
 
     RenewPipeline: grpc.aio.UnaryUnaryMultiCallable[
         denoised.v1.pipeline_service_pb2.RenewPipelineRequest,
         denoised.v1.pipeline_service_pb2.RenewPipelineResponse,
     ]
-    """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND."""
+    """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND, NOT_OWNER, NO_ROOM where it is to be
+    pinned, JOURNAL_UNAVAILABLE.
+    """
 
     UnloadPipeline: grpc.aio.UnaryUnaryMultiCallable[
         denoised.v1.pipeline_service_pb2.UnloadPipelineRequest,
@@ -207,18 +233,21 @@ class PipelineServiceAsyncStub:
     ABORTED, reason PIPELINE_UNLOADED; the load itself goes on only while a generation waits for it.
 
     Memory that no other pipeline shares is free when the call returns. Unloading a pipeline again succeeds, so the
-    call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
+    call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND, NOT_OWNER, JOURNAL_UNAVAILABLE.
     """
 
 class PipelineServiceServicer(metaclass=abc.ABCMeta):
     """Keeps diffusers pipelines live and hands out handles to them.
 
     Where the daemon asks for tokens, each client sees, uses and unloads its own pipelines, and uses those that others
-    share; another client's is NOT_FOUND. Every method may fail with UNAUTHENTICATED and SCOPE_MISSING.
+    share; another client's is NOT_FOUND.
 
     A handle is a promise, not a pointer: it stands for a recipe and a lease. If the worker that holds the weights dies,
     the handle stays valid and the next generation rebuilds them. Pipelines whose components have the same content share
     one copy of it, whether they were derived from each other or loaded from different repositories.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     @abc.abstractmethod
@@ -232,8 +261,11 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         The last message of the stream carries the pipeline. Each successful call yields a handle with a lease of its own,
         also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
         caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
-        REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, NEVER_FITS, NO_ROOM,
-        WORKER_LOST, SHUTTING_DOWN.
+        PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
+        NOT_A_PIPELINE, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER,
+        QUANTIZATION_UNAVAILABLE, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY, JOURNAL_UNAVAILABLE, WORKER_LOST,
+        WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of its adapters: ADAPTER_NOT_FOUND,
+        ADAPTER_MISMATCH.
         """
 
     @abc.abstractmethod
@@ -245,8 +277,10 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         """Says what loading a pipeline would take and whether there is room for it. Loads nothing.
 
         Of a repository on the Hub only what describes its weights is read, some kilobytes of each file. Whether it fits is
-        an answer and not an error. Reasons: INVALID_FIELD, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
-        NOT_A_PIPELINE, DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, WORKER_LOST, SHUTTING_DOWN.
+        an answer and not an error. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND where a component is to be
+        another pipeline's, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED, NOT_A_PIPELINE,
+        DAMAGED_WEIGHTS, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER, QUANTIZATION_UNAVAILABLE, WORKER_LOST,
+        WORKERS_DRAINED, SHUTTING_DOWN.
         """
 
     @abc.abstractmethod
@@ -258,7 +292,7 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         """Makes a pipeline for another task from the components of a live one, as `from_pipe` does.
 
         Takes milliseconds and no device memory, unless an override brings weights of its own. The new handle does not
-        depend on its source: either may be unloaded first. Reasons: as LoadPipeline, and PIPELINE_NOT_FOUND.
+        depend on its source: either may be unloaded first. Reasons: as LoadPipeline.
         """
 
     @abc.abstractmethod
@@ -285,7 +319,8 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[denoised.v1.pipeline_service_pb2.WatchPipelinesResponse], collections.abc.AsyncIterator[denoised.v1.pipeline_service_pb2.WatchPipelinesResponse]]:
         """Streams what changes: first every pipeline there is, then a SYNCED event, then each change as it happens.
 
-        A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again.
+        A watcher too slow to follow is ended with RESOURCE_EXHAUSTED, reason WATCH_LAGGED, and should watch again. Reasons:
+        WATCH_LAGGED, SHUTTING_DOWN.
         """
 
     @abc.abstractmethod
@@ -298,9 +333,11 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
 
         Generations that are running go on as they began; those that come later find it changed, also after its weights had
         to be loaded again. Other pipelines stay as they are, those that share its components and those that were derived
-        from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, INVALID_NOISE_SCHEDULER,
-        ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, NEVER_FITS, NO_ROOM,
-        PIPELINE_NOT_FOUND, WORKER_LOST, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of LoadPipeline.
+        from it included. A call that fails changes nothing. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND,
+        NOT_OWNER, INVALID_NOISE_SCHEDULER, ADAPTER_NOT_FOUND, ADAPTER_MISMATCH, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE,
+        SOURCE_NOT_ALLOWED, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY,
+        JOURNAL_UNAVAILABLE, WORKER_LOST, WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of
+        LoadPipeline.
         """
 
     @abc.abstractmethod
@@ -309,7 +346,9 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         request: denoised.v1.pipeline_service_pb2.RenewPipelineRequest,
         context: _ServicerContext,
     ) -> typing.Union[denoised.v1.pipeline_service_pb2.RenewPipelineResponse, collections.abc.Awaitable[denoised.v1.pipeline_service_pb2.RenewPipelineResponse]]:
-        """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND."""
+        """Sets the lease of a pipeline anew. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND, NOT_OWNER, NO_ROOM where it is to be
+        pinned, JOURNAL_UNAVAILABLE.
+        """
 
     @abc.abstractmethod
     def UnloadPipeline(
@@ -321,7 +360,7 @@ class PipelineServiceServicer(metaclass=abc.ABCMeta):
         ABORTED, reason PIPELINE_UNLOADED; the load itself goes on only while a generation waits for it.
 
         Memory that no other pipeline shares is free when the call returns. Unloading a pipeline again succeeds, so the
-        call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND.
+        call may be retried. Reasons: INVALID_FIELD, PIPELINE_NOT_FOUND, NOT_OWNER, JOURNAL_UNAVAILABLE.
         """
 
 def add_PipelineServiceServicer_to_server(servicer: PipelineServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

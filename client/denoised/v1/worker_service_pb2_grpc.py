@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class WorkerServiceStub(object):
     """Shows operators the processes behind the daemon.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     def __init__(self, channel):
@@ -64,10 +67,13 @@ class WorkerServiceStub(object):
 
 class WorkerServiceServicer(object):
     """Shows operators the processes behind the daemon.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     def ListWorkers(self, request, context):
-        """Lists the workers, in a stable order.
+        """Lists the workers, in a stable order. Reasons: INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,14 +85,16 @@ class WorkerServiceServicer(object):
         takes work again.
 
         Returns when it has nothing left to do and holds nothing. A caller who leaves earlier changes nothing: ListWorkers
-        shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once.
+        shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once. Reasons:
+        WORKER_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeWorker(self, request, context):
-        """Makes a worker that was drained take work again; for admins. One that takes work stays as it is.
+        """Makes a worker that was drained take work again; for admins. One that takes work stays as it is. Reasons:
+        WORKER_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +103,7 @@ class WorkerServiceServicer(object):
     def WatchWorkers(self, request, context):
         """Streams the workers: first each of them, then each as it changes, no oftener than every `interval`.
 
-        A slow reader misses what was in between and never gets old news.
+        A slow reader misses what was in between and never gets old news. Reasons: INVALID_FIELD, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +154,9 @@ def add_WorkerServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class WorkerService(object):
     """Shows operators the processes behind the daemon.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
     """
 
     @staticmethod

@@ -18,14 +18,18 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class WorkerServiceStub:
-    """Shows operators the processes behind the daemon."""
+    """Shows operators the processes behind the daemon.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
+    """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     ListWorkers: grpc.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.ListWorkersRequest,
         denoised.v1.worker_service_pb2.ListWorkersResponse,
     ]
-    """Lists the workers, in a stable order."""
+    """Lists the workers, in a stable order. Reasons: INVALID_FIELD."""
 
     DrainWorker: grpc.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.DrainWorkerRequest,
@@ -36,14 +40,17 @@ class WorkerServiceStub:
     takes work again.
 
     Returns when it has nothing left to do and holds nothing. A caller who leaves earlier changes nothing: ListWorkers
-    shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once.
+    shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once. Reasons:
+    WORKER_NOT_FOUND.
     """
 
     ResumeWorker: grpc.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.ResumeWorkerRequest,
         denoised.v1.worker_service_pb2.ResumeWorkerResponse,
     ]
-    """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
+    """Makes a worker that was drained take work again; for admins. One that takes work stays as it is. Reasons:
+    WORKER_NOT_FOUND.
+    """
 
     WatchWorkers: grpc.UnaryStreamMultiCallable[
         denoised.v1.worker_service_pb2.WatchWorkersRequest,
@@ -51,7 +58,7 @@ class WorkerServiceStub:
     ]
     """Streams the workers: first each of them, then each as it changes, no oftener than every `interval`.
 
-    A slow reader misses what was in between and never gets old news.
+    A slow reader misses what was in between and never gets old news. Reasons: INVALID_FIELD, SHUTTING_DOWN.
     """
 
     GetServerInfo: grpc.UnaryUnaryMultiCallable[
@@ -61,13 +68,17 @@ class WorkerServiceStub:
     """Says what this daemon is and what it accepts."""
 
 class WorkerServiceAsyncStub:
-    """Shows operators the processes behind the daemon."""
+    """Shows operators the processes behind the daemon.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
+    """
 
     ListWorkers: grpc.aio.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.ListWorkersRequest,
         denoised.v1.worker_service_pb2.ListWorkersResponse,
     ]
-    """Lists the workers, in a stable order."""
+    """Lists the workers, in a stable order. Reasons: INVALID_FIELD."""
 
     DrainWorker: grpc.aio.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.DrainWorkerRequest,
@@ -78,14 +89,17 @@ class WorkerServiceAsyncStub:
     takes work again.
 
     Returns when it has nothing left to do and holds nothing. A caller who leaves earlier changes nothing: ListWorkers
-    shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once.
+    shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once. Reasons:
+    WORKER_NOT_FOUND.
     """
 
     ResumeWorker: grpc.aio.UnaryUnaryMultiCallable[
         denoised.v1.worker_service_pb2.ResumeWorkerRequest,
         denoised.v1.worker_service_pb2.ResumeWorkerResponse,
     ]
-    """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
+    """Makes a worker that was drained take work again; for admins. One that takes work stays as it is. Reasons:
+    WORKER_NOT_FOUND.
+    """
 
     WatchWorkers: grpc.aio.UnaryStreamMultiCallable[
         denoised.v1.worker_service_pb2.WatchWorkersRequest,
@@ -93,7 +107,7 @@ class WorkerServiceAsyncStub:
     ]
     """Streams the workers: first each of them, then each as it changes, no oftener than every `interval`.
 
-    A slow reader misses what was in between and never gets old news.
+    A slow reader misses what was in between and never gets old news. Reasons: INVALID_FIELD, SHUTTING_DOWN.
     """
 
     GetServerInfo: grpc.aio.UnaryUnaryMultiCallable[
@@ -103,7 +117,11 @@ class WorkerServiceAsyncStub:
     """Says what this daemon is and what it accepts."""
 
 class WorkerServiceServicer(metaclass=abc.ABCMeta):
-    """Shows operators the processes behind the daemon."""
+    """Shows operators the processes behind the daemon.
+
+    Reasons of any call: INVALID_FIELD where the request is no message, UNAUTHENTICATED, SCOPE_MISSING, QUOTA_EXCEEDED,
+    MESSAGE_TOO_LARGE, and INTERNAL where the daemon has a bug.
+    """
 
     @abc.abstractmethod
     def ListWorkers(
@@ -111,7 +129,7 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         request: denoised.v1.worker_service_pb2.ListWorkersRequest,
         context: _ServicerContext,
     ) -> typing.Union[denoised.v1.worker_service_pb2.ListWorkersResponse, collections.abc.Awaitable[denoised.v1.worker_service_pb2.ListWorkersResponse]]:
-        """Lists the workers, in a stable order."""
+        """Lists the workers, in a stable order. Reasons: INVALID_FIELD."""
 
     @abc.abstractmethod
     def DrainWorker(
@@ -124,7 +142,8 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         takes work again.
 
         Returns when it has nothing left to do and holds nothing. A caller who leaves earlier changes nothing: ListWorkers
-        shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once.
+        shows how far it is. Ends with ResumeWorker, and with the daemon. Draining twice is draining once. Reasons:
+        WORKER_NOT_FOUND.
         """
 
     @abc.abstractmethod
@@ -133,7 +152,9 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         request: denoised.v1.worker_service_pb2.ResumeWorkerRequest,
         context: _ServicerContext,
     ) -> typing.Union[denoised.v1.worker_service_pb2.ResumeWorkerResponse, collections.abc.Awaitable[denoised.v1.worker_service_pb2.ResumeWorkerResponse]]:
-        """Makes a worker that was drained take work again; for admins. One that takes work stays as it is."""
+        """Makes a worker that was drained take work again; for admins. One that takes work stays as it is. Reasons:
+        WORKER_NOT_FOUND.
+        """
 
     @abc.abstractmethod
     def WatchWorkers(
@@ -143,7 +164,7 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[denoised.v1.worker_service_pb2.WatchWorkersResponse], collections.abc.AsyncIterator[denoised.v1.worker_service_pb2.WatchWorkersResponse]]:
         """Streams the workers: first each of them, then each as it changes, no oftener than every `interval`.
 
-        A slow reader misses what was in between and never gets old news.
+        A slow reader misses what was in between and never gets old news. Reasons: INVALID_FIELD, SHUTTING_DOWN.
         """
 
     @abc.abstractmethod
