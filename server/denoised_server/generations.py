@@ -51,6 +51,8 @@ NAME = re.compile(r"generations/[a-z][a-z0-9-]{0,62}")
 # Between two tries to keep a result.
 KEEP_SECONDS = 1.0
 SEED_BITS = 32
+# What gRPC may take from the end of a call's messages to the end of the call.
+LEAVING_SECONDS = 0.5
 
 
 class Generations:
@@ -422,6 +424,8 @@ class Generations:
                 async with aclosing(self._executor.submit(worker, command)) as nothing:
                     async for _ in nothing:
                         pass
+            # The messages of a caller who leaves end a moment before its call: that is no error of his.
+            await asyncio.sleep(LEAVING_SECONDS)
             generation.hears = False
             if generation.is_asking:
                 raise _deaf()
