@@ -67,9 +67,10 @@ def test_a_batch_that_ran_out_of_memory_is_made_smaller_for_a_while() -> None:
     assert sets.most(UNET, [1, 1], 1000, BELIEVED_SECONDS + 1) == 2
 
 
-def test_the_first_runs_are_measured_and_then_one_in_many() -> None:
+def test_runs_are_measured_ever_more_rarely_but_never_stop_being() -> None:
     sets = WorkingSets()
-    assert [sets.is_due(UNET, 1) for _ in range(EVERY)] == [True, True, *[False] * (EVERY - 3), True]
+    due = [run for run in range(1, 4 * EVERY + 1) if sets.is_due(UNET, 1)]
+    assert due == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY]
     assert sets.is_due(UNET, 2)
 
 

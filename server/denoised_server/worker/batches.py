@@ -13,7 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -24,10 +24,11 @@ from .ladder import Rung
 from .observations import Observations
 from .overlay import Overlay
 from .phases import Phases
-from .recovery import Recovery, Trial, Tried
+from .recovery import Recovery
 from .seam import Method, Verified
 from .splitting import Layout
 from .tallies import Lone, Tally
+from .trial import Trial, Tried
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +77,14 @@ class Call:
         return id(self.method), self.arguments.key
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a call returned or raised."""
 
     value: Any = None
     error: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(NamedTuple):
     """Outcomes of calls, in their order; None for a call that has to wait: until the others have shown more, or because
     there is no room for it beside them.
 

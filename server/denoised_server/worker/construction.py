@@ -34,14 +34,9 @@ class Construction:
         # Whether construction can be told from reading in the installed libraries; if not, a loader keeps the room.
         self._narrowed = False
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> AbstractContextManager[None]:
         """The engine's: from resuming requests to the end of a batch."""
-        self._come_in()
-        try:
-            yield
-        finally:
-            self._room.release()
+        return _Turn(self._come_in, self._room.release)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -117,6 +112,19 @@ class Construction:
                 self.leave()
 
         return entering
+
+
+class _Turn(AbstractContextManager[None]):
+    """By hand, because there is one for each batch."""
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._begin, self._end = begin, end
+
+    def __enter__(self) -> None:
+        self._begin()
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
 
 def _entering(original: type[Any], construction: Construction) -> Callable[..., Any]:

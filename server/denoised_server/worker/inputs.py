@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ class Inputs:
 
     def __init__(self, values: Iterable[Any], *, calls: int = 1) -> None:
         self._calls = calls
-        found = tuple(_leaves(values))
-        self.tensors = tuple(value for value in found if isinstance(value, torch.Tensor))
+        self.tensors: list[torch.Tensor] = []
+        self._states: list[tuple[torch.Generator, torch.Tensor]] = []
+        self._find(values)
         self.rows = next((tensor.shape[0] for tensor in self.tensors if tensor.dim() >= 2), 1)
-        self._versions = tuple(tensor._version for tensor in self.tensors)
-        self._states = tuple((value, value.get_state()) for value in found if isinstance(value, torch.Generator))
+        self._versions = [tensor._version for tensor in self.tensors]
 
     @property
     def row_bytes(self) -> int:
@@ -47,12 +47,14 @@ class Inputs:
             generator.set_state(state)
         return all(tensor._version == version for tensor, version in zip(self.tensors, self._versions, strict=True))
 
-
-def _leaves(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from _leaves(value)
-        elif isinstance(value, dict):
-            yield from _leaves(value.values())
-        else:
-            yield value
+    def _find(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                self.tensors.append(value)
+            elif isinstance(value, (list, tuple)):
+                self._find(value)
+            elif isinstance(value, dict):
+                self._find(value.values())
+            # Not by isinstance, which takes torch as long as all of the above.
+            elif type(value) is torch.Generator:
+                self._states.append((value, value.get_state()))

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from denoised.errors import DeviceOutOfMemoryError
@@ -22,37 +20,10 @@ from .ladder import APART, NOTHING, Climb, Rung
 from .memory_counts import MemoryCounts
 from .room import Room
 from .seam import Method
+from .trial import Trial, Tried
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A component's computation for one request or several, of so many samples; `compute` may be called again.
-
-    `is_exact` says that a request was promised the bits of a run alone.
-    """
-
-    method: Method
-    requests: int
-    rows: int
-    inputs: Inputs
-    is_exact: bool
-    compute: Callable[[], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """What a computation returned or raised, and the rung without which it would have failed.
-
-    `apart` says of such an error that there is no memory for all requests together, and how to go on with fewer.
-    """
-
-    value: Any = None
-    error: BaseException | None = None
-    helped: Rung | None = None
-    apart: Rung | None = None
 
 
 class Recovery:
@@ -70,13 +41,8 @@ class Recovery:
         self._room, self._workspace = room, workspace
 
     def run(self, trial: Trial) -> Tried:
-        if self._workspace is None:
-            tried, needed = self._attempt(trial)
-        else:
-            with self._workspace.entered(trial.method, trial.inputs, trial.rows) as stay:
-                tried, needed = self._attempt(trial)
-                stay.failed, stay.lacking = tried.error is not None, needed
-        return self._climb(trial, needed) if needed is not None else tried
+        tried = self._attempt(trial) if self._workspace is None else self._workspace.run(trial, self._attempt)
+        return tried if tried.lacking is None else self._climb(trial, tried.lacking)
 
     def most(self, method: Method, inputs: Inputs, rows: Sequence[int]) -> int:
         """How many of these calls, of which the first has these inputs, are to run as one; one at least."""
@@ -103,29 +69,30 @@ class Recovery:
             rungs.append(rung)
             for way in self._ways(rung, trial, needed):
                 with way:
-                    tried, needed_now = self._attempt(trial)
+                    tried = self._attempt(trial)
                 if tried.error is None:
                     self.helped(trial.method, rung)
                     return Tried(tried.value, helped=rung)
-                if needed_now is None:
+                if tried.lacking is None:
                     return tried
-                needed = max(needed, needed_now)
+                needed = max(needed, tried.lacking)
         self._counts.recovered(NOTHING)
         return Tried(error=_failure(trial, needed, rungs))
 
-    def _attempt(self, trial: Trial) -> tuple[Tried, int | None]:
-        """Computes; when memory runs out, also says what was needed at least: what was taken then, and asked for."""
+    def _attempt(self, trial: Trial) -> Tried:
+        """Computes; when memory runs out, what is lacking is what was taken then, and asked for."""
         before = meter.taken_bytes(self._device)
         try:
-            return Tried(trial.compute()), None
+            return Tried(trial.compute())
         except BaseException as error:  # whatever it is, it is the request's: this thread serves others too
-            tried, needed = Tried(error=error), None
+            tried = Tried(error=error)
             if exhaustion.is_out_of_memory(error):
-                needed = max(0, meter.taken_bytes(self._device) - before) + exhaustion.asked_bytes(error)
+                lacking = max(0, meter.taken_bytes(self._device) - before) + exhaustion.asked_bytes(error)
+                tried = Tried(error=error, lacking=lacking)
                 # The frames would keep what was computed so far.
                 error.__cause__ = error.__context__ = None
                 error.with_traceback(None)
-        return tried, needed
+        return tried
 
     def _ways(self, rung: Rung, trial: Trial, needed: int) -> Iterator[AbstractContextManager[None]]:
         """Does what the rung does, and yields what to run the computation in."""

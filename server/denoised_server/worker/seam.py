@@ -36,11 +36,11 @@ class Verified:
     cuts: Layout
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Method:
     """One method of a component that requests call, and what is known of joining its calls.
 
-    `refused` are the keys of those that never run joined again.
+    `refused` are the keys of those that never run joined again; `phase` says what its calls are for.
     """
 
     module: nn.Module
@@ -49,14 +49,14 @@ class Method:
     parameters: list[inspect.Parameter]
     verified: dict[Hashable, Verified] = field(default_factory=dict)
     refused: set[Hashable] = field(default_factory=set)
+    phase: str = field(init=False)
+    _text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.phase, self._text = phases.of(self.module, self.name), f"{type(self.module).__name__}.{self.name}"
 
     def __str__(self) -> str:
-        return f"{type(self.module).__name__}.{self.name}"
-
-    @property
-    def phase(self) -> str:
-        """What its calls are for."""
-        return phases.of(self.module, self.name)
+        return self._text
 
 
 class Caller(greenlet.greenlet):

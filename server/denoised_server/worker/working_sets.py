@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 # How many measurements of a kind and size are looked back on.
 RECENT = 8
 # How long it is believed that a call needs more than there was, when it ran out of memory. Seconds.
 BELIEVED_SECONDS = 600.0
-# The first runs of a kind and size are measured, and then every so many.
-FIRST_RUNS, EVERY = 2, 64
+# Runs of a kind and size are measured ever more rarely, and at least every so many: measuring takes milliseconds.
+EVERY = 1024
 # Bytes for each byte of its arguments that a call is taken to need before anything like it was measured: a VAE's
 # latents are few beside the picture that comes of them. Real families need about half of it.
 PRESUMED = {"decode": 20_000, "encode": 800}
@@ -26,8 +27,7 @@ PRESUMED_OTHERWISE = 2_000
 KINDS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """Calls that are alike but for the number of samples.
 
     `component` identifies it by its class and weights; `row_bytes` is the size of one sample's arguments, rounded up.
@@ -69,7 +69,7 @@ class WorkingSets:
         """Counts a call that is about to run, and says whether to measure it."""
         marks = self._marks(kind, rows)
         marks.runs += 1
-        return marks.runs <= FIRST_RUNS or marks.runs % EVERY == 0
+        return marks.runs.bit_count() == 1 or marks.runs % EVERY == 0
 
     def measured(self, kind: Kind, rows: int, size: int) -> None:
         """A call took so much at its peak."""

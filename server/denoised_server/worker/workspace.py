@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from denoised.errors import NoRoomError
@@ -20,18 +18,11 @@ from .memory_counts import MemoryCounts
 from .meter import Meter
 from .room import Room
 from .seam import Method
+from .trial import Trial, Tried
 from .working_sets import Kind, WorkingSets, bucket
 
 # Less than this is neither looked for nor booked.
 SMALL_BYTES = 16 << 20
-
-
-@dataclass(slots=True)
-class Stay:
-    """One call in the workspace. `lacking` is what it needed at least, where that was not there."""
-
-    failed: bool = False
-    lacking: int | None = None
 
 
 class Workspace:
@@ -57,25 +48,27 @@ class Workspace:
             return len(rows)
         return self._sets.most(kind, rows, self._room_bytes, now)
 
-    @contextmanager
-    def entered(self, method: Method, inputs: Inputs, rows: int) -> Iterator[Stay]:
-        """Around one call of so many samples. What is idle leaves for it, and no load takes what it works in."""
-        kind, now, stay = self._kind(method, inputs), time.monotonic(), Stay()
+    def run(self, trial: Trial, attempt: Callable[[Trial], Tried]) -> Tried:
+        """Makes an attempt. What is idle leaves for it, and no load takes what it works in."""
+        kind, rows, now = self._kind(trial.method, trial.inputs), trial.rows, time.monotonic()
         estimate = self._sets.estimate(kind, rows, now)
         claim = self._claim(estimate) if estimate >= SMALL_BYTES else None
-        is_due = self._sets.is_due(kind, rows) and meter.can_measure(self._device)
-        gauge = Meter(self._device) if is_due else None
+        is_measured = self._sets.is_due(kind, rows) and meter.can_measure(self._device)
         try:
-            with gauge or nullcontext():
-                yield stay
-            if stay.lacking is not None:
-                self._sets.exhausted(kind, rows, stay.lacking, now)
-            elif gauge is not None and not stay.failed:
-                self._sets.measured(kind, rows, gauge.peak_bytes)
-                self._counts.estimated("working_set", estimate, gauge.peak_bytes)
+            if not is_measured:
+                tried = attempt(trial)
+            else:
+                with Meter(self._device) as gauge:
+                    tried = attempt(trial)
+                if tried.error is None:
+                    self._sets.measured(kind, rows, gauge.peak_bytes)
+                    self._counts.estimated("working_set", estimate, gauge.peak_bytes)
         finally:
             if claim is not None:
                 self._ledger.give_back(claim)
+        if tried.lacking is not None:
+            self._sets.exhausted(kind, rows, tried.lacking, now)
+        return tried
 
     def _claim(self, size: int) -> int:
         if (short := size - self._room_bytes) > 0:
