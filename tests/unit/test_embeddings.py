@@ -14,6 +14,7 @@ from denoised_server.worker.seam import Method
 from peft import LoraConfig
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.memory_limit import MIB, limited
 from tests.unit.worker_driver import Driver, images
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
@@ -43,6 +44,22 @@ def test_the_same_tokens_are_found_until_their_time_is_over() -> None:
     assert embeddings.find(key, encoder(), 1.0) is None, "another component"
     keep(embeddings, method, [1, 2])
     assert embeddings.find(key, method, 10.0) is None
+    assert embeddings.size_bytes == 0
+
+
+def test_where_there_is_no_memory_to_keep_or_to_give_anything_all_of_it_is_let_go_of() -> None:
+    embeddings, method = Embeddings(1 << 30, 10.0), encoder()
+    small, large = (torch.tensor([[number]]) for number in (1, 2))
+    keys = [embeddings.key(method, (tokens,), {}) for tokens in (small, large)]
+    value = torch.ones(64 * MIB, dtype=torch.uint8)
+    embeddings.keep(keys[0], method, torch.ones(4), 0.0)
+    with limited(16 * MIB):
+        embeddings.keep(keys[1], method, value, 0.0)
+    assert embeddings.size_bytes == 0
+    assert [embeddings.find(key, method, 0.0) for key in keys] == [None, None]
+    embeddings.keep(keys[1], method, value, 0.0)
+    with limited(16 * MIB):
+        assert embeddings.find(keys[1], method, 0.0) is None
     assert embeddings.size_bytes == 0
 
 

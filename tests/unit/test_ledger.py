@@ -135,6 +135,18 @@ class Life(RuleBasedStateMachine):
         self.loading[self.ledger.reserve(plan)] = dict(plan.new)
 
     @precondition(lambda self: self.loading)
+    @rule(digest=DIGESTS, size=SIZES)
+    def take_more(self, digest: str, size: int) -> None:
+        """What was to begin on a lower tier stays."""
+        number, components = next(iter(self.loading.items()))
+        if size > self.ledger.free_bytes:
+            with pytest.raises(NoRoomError):
+                self.ledger.extend(number, size)
+        elif digest not in components and digest not in self.held:
+            self.ledger.extend(number, size)
+            components[digest] = size
+
+    @precondition(lambda self: self.loading)
     @rule()
     def succeed(self) -> None:
         number, components = self.loading.popitem()

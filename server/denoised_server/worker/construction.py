@@ -30,13 +30,18 @@ class Construction:
     def __init__(self) -> None:
         self._turnstile, self._room = threading.Lock(), threading.Lock()
         self._loader = threading.local()
-        self._last = 0
+        self._last = self._owner = 0
         # Whether construction can be told from reading in the installed libraries; if not, a loader keeps the room.
         self._narrowed = False
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread is in the room: it must not wait for others who want to come in."""
+        return self._owner == threading.get_ident()
+
     def turn(self) -> AbstractContextManager[None]:
         """The engine's: from resuming requests to the end of a batch."""
-        return _Turn(self._come_in, self._room.release)
+        return _Turn(self._come_in, self._go_out)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -53,7 +58,7 @@ class Construction:
         finally:
             _set_default_dtype(default)
             if self._loader.depth:
-                self._room.release()
+                self._go_out()
             del self._loader.depth
 
     def enter(self) -> None:
@@ -68,15 +73,20 @@ class Construction:
         if depth := getattr(self._loader, "depth", 0):
             self._loader.depth = depth - 1
             if depth == 1:
-                self._room.release()
+                self._go_out()
 
     def _come_in(self) -> None:
         with self._turnstile:
             self._room.acquire()
         last, self._last = self._last, threading.get_ident()
+        self._owner = self._last
         if last != self._last:
             # Modules are built with random weights.
             randomness.put_away()
+
+    def _go_out(self) -> None:
+        self._owner = 0
+        self._room.release()
 
     def install(self) -> None:
         """Makes the libraries' construction enter and leave; once for the process."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import splitting
+from . import exhaustion, splitting
 from .seam import Method
 
 PHASE = "text_encode"
@@ -70,7 +70,7 @@ class Embeddings:
             return None
         self._kept.move_to_end(key)
         # A pipeline may work on it in place.
-        return Found(copy.deepcopy(kept.value))
+        return self._copied(kept.value)
 
     def keep(self, key: Hashable, method: Method, value: Any, now: float) -> None:
         storages = [tensor.untyped_storage() for tensor in _tensors(value)]
@@ -83,8 +83,24 @@ class Embeddings:
             return
         while self.size_bytes + size > self._max_bytes:
             self._drop(next(iter(self._kept)))
-        self._kept[key] = _Kept(weakref.ref(method.module), copy.deepcopy(value), size, now + self._ttl)
-        self.size_bytes += size
+        if (copied := self._copied(value)) is not None:
+            self._kept[key] = _Kept(weakref.ref(method.module), copied.value, size, now + self._ttl)
+            self.size_bytes += size
+
+    def clear(self) -> None:
+        """Its room is wanted for other things."""
+        self._kept.clear()
+        self.size_bytes = 0
+
+    def _copied(self, value: Any) -> Found | None:
+        """None where there is no memory for it: then it is none for keeping others either."""
+        try:
+            return Found(copy.deepcopy(value))
+        except Exception as error:
+            if not exhaustion.is_out_of_memory(error):
+                raise
+        self.clear()
+        return None
 
     def _drop(self, key: Hashable) -> None:
         self.size_bytes -= self._kept.pop(key).size

@@ -207,7 +207,6 @@ class Engine:
         torch.set_grad_enabled(False)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        self._residency.engine_thread = threading.get_ident()
         hub = greenlet.getcurrent()
         while not self._closed:
             self._woken.clear()

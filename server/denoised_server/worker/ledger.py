@@ -120,6 +120,12 @@ class Ledger:
         self._reserved[number] = plan.new_bytes
         return number
 
+    def extend(self, reservation: int, size: int) -> None:
+        """Promises the same load so many bytes more. Raises NoRoomError when they are not free."""
+        if size > max(0, self.free_bytes):
+            raise self._no_room(size, 0)
+        self._reserved[reservation] += size
+
     def settle(self, reservation: int, measured: Mapping[str, int]) -> None:
         """The load is done: these components, bytes by digest, are held now."""
         self.cancel(reservation)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,7 +43,7 @@ from .memory_counts import MemoryCounts
 from .overrides import Weightless
 from .parts import Part
 from .quotation import quote
-from .residency import Residency
+from .residency import Reservation, Residency
 from .sources import Sources
 from .tiers import Bandwidths, Tier
 
@@ -322,7 +322,7 @@ class Loader:
                 pipeline = make(ready)
             check_cancelled()
             with _Moving(report.total_bytes, shared, progress, check_cancelled) as moving:
-                self._hold(user, pipeline, weighing, reservation.below, measured, moving)
+                self._hold(user, pipeline, weighing, reservation, measured, moving)
             self.speed.learn(Tier.DISK, reservation.new_bytes, time.monotonic() - began)
             if not reservation.below:
                 self._counts.estimated("weights", reservation.new_bytes, sum(measured.values()))
@@ -335,7 +335,7 @@ class Loader:
         user: str,
         pipeline: DiffusionPipeline,
         found: list[Part],
-        below: Collection[str],
+        reservation: Reservation,
         measured: dict[str, int],
         moving: _Moving,
     ) -> None:
@@ -352,11 +352,11 @@ class Loader:
                 # The same content in two roles of one checkpoint.
                 pipeline.register_modules(**{role: twin})
                 continue
-            is_below = digest in below
+            below = reservation if digest in reservation.below else None
             with moving.of(role) as moved:
-                if not is_below:
+                if below is None:
                     module.to(self._device)
-                held = self._residency.add(digest, module, user, files.get(role, ()), below=is_below)
+                held = self._residency.add(digest, module, user, files.get(role, ()), below=below)
                 measured[digest] = held.device_bytes
                 moved(held.weight_bytes)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Recovery:
-    """Runs computations, and counts those that ran out of memory, by the rung that helped them."""
+    """Runs computations, and counts those that ran out of memory, by the rung that helped them.
+
+    `clear` lets go of what is only kept to save time.
+    """
 
     def __init__(
         self,
@@ -36,9 +39,10 @@ class Recovery:
         counts: MemoryCounts | None = None,
         room: Room | None = None,
         workspace: Workspace | None = None,
+        clear: Callable[[], None] = lambda: None,
     ) -> None:
         self._device, self._counts = device, counts or MemoryCounts()
-        self._room, self._workspace = room, workspace
+        self._room, self._workspace, self._clear = room, workspace, clear
 
     def run(self, trial: Trial) -> Tried:
         tried = self._attempt(trial) if self._workspace is None else self._workspace.run(trial, self._attempt)
@@ -99,6 +103,7 @@ class Recovery:
         module = trial.method.module
         match rung:
             case Rung.FREE_CACHES:
+                self._clear()
                 gc.collect()
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()

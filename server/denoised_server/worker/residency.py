@@ -58,8 +58,8 @@ class Visit:
 class Claim:
     """What a call computes with, which is to be on the device; `error` says why it never will be.
 
-    `ready` is called once, from another thread, when it may be worth to enter. One that is urgent is the engine's own,
-    which waits for it in the middle of a turn; `is_again` that the same request called the same before.
+    `ready` is called once, from another thread, when it may be worth to enter. One that is urgent is of whoever has the
+    turn, and waits in the middle of it; `is_again` says that the same request called the same before.
     """
 
     needs: tuple[Held, ...]
@@ -125,9 +125,8 @@ class Residency:
         self._ahead: dict[str, Held] = {}
         self._owners: dict[int, Held] = {}
         self._needs: weakref.WeakKeyDictionary[nn.Module, tuple[Held, ...]] = weakref.WeakKeyDictionary()
-        # Set by the engine: whether a running request has changed something on the module, and on which thread it runs.
+        # Set by the engine: whether a running request has changed something on the module.
         self.is_changed: Callable[[nn.Module], bool] = lambda module: False
-        self.engine_thread = 0
         self._is_closed = False
         absence.install()
         self._thread = threading.Thread(target=self._serve, name="residency", daemon=True)
@@ -237,7 +236,7 @@ class Residency:
                 if leaving is None:
                     raise _no_room(sum(new.values()), self._ledger)
             # What cannot leave after all is not asked again.
-            spared |= {held for held in leaving if not self._evict(held, "room", in_turn=False)}
+            spared |= {held for held in leaving if not self._evict(held, "room")}
 
     def foresee(self, components: Mapping[str, int]) -> Foresight:
         """What reserving these components, bytes by digest, would come to. Nothing is promised and nobody leaves."""
@@ -279,10 +278,16 @@ class Residency:
             self._changed.notify_all()
 
     def add(
-        self, digest: str, module: nn.Module, user: str, files: tuple[Path, ...] = (), *, below: bool = False
+        self,
+        digest: str,
+        module: nn.Module,
+        user: str,
+        files: tuple[Path, ...] = (),
+        *,
+        below: Reservation | None = None,
     ) -> Held:
-        """Enters a component that was moved to the device; one that is to be below is in the host's memory still, and
-        begins on its tier.
+        """Enters a component that was moved to the device; one to be `below` what was reserved for its load is in the
+        host's memory still, and begins on its tier.
 
         Raises NoRoomError for one that would have to be below but cannot.
         """
@@ -290,18 +295,18 @@ class Residency:
             # Some ControlNets are given layers of the denoiser that they steer: those are its own, and move with it.
             theirs = [tensor for tensor in tensors.of(module) if id(tensor) in self._owners]
         cargo = Cargo(module, self._device, without=theirs)
-        if below or self._device.type == "cpu":
+        if below is not None or self._device.type == "cpu":
             cargo.own()
         size = cargo.size + cargo.other_bytes
         held = Held(digest, module, size, cargo, Uses(time.monotonic()), frozenset({user}), files)
         held.shells.add(module)
-        if below:
+        if below is not None:
             to_host = self._make_host_room(held)
             if self._mover.can_leave(held, to_host=to_host):
                 self._mover.prepare(held, to_host=to_host)
                 self._mover.leave(held, to_host=to_host)()
             else:
-                self._make_room(held)
+                self._make_room(held, below)
             for tensor in tensors.of(module):
                 if tensor.device != self._device:
                     tensor.data = tensor.data.to(self._device)
@@ -311,13 +316,19 @@ class Residency:
             self._store.add(held)
         return held
 
-    def _make_room(self, held: Held) -> None:
-        with self._lock:
-            short = held.weight_bytes - self._ledger.free_bytes
-            leaving = self._choose(short, for_call=True) if short > 0 else []
-        if leaving is None:
-            raise _no_room(held.weight_bytes, self._ledger)
-        self._evict_all(leaving, "room")
+    def _make_room(self, held: Held, reservation: Reservation) -> None:
+        """Promises its load more, and has what is idle leave for it."""
+        spared: set[Held] = set()
+        while True:
+            with self._lock:
+                short = held.weight_bytes - self._ledger.free_bytes
+                if short <= 0:
+                    self._ledger.extend(reservation.number, held.weight_bytes)
+                    return
+                leaving = self._choose(short, for_call=True, spared=spared)
+                if leaving is None:
+                    raise _no_room(held.weight_bytes, self._ledger)
+            spared |= {other for other in leaving if not self._evict(other, "room")}
 
     def forget(self, gone: Iterable[Held]) -> int:
         """Components that the store has no more; returns their bytes on the device."""
@@ -377,7 +388,7 @@ class Residency:
             leaving = enough if enough is not None else idle
             for held in leaving:
                 held.is_moving = True
-        return self._evict_all(leaving, reason, in_turn=True)
+        return self._evict_all(leaving, reason)
 
     def offload(self, keep: nn.Module) -> int:
         """On the engine's thread: has everything leave but this component; returns the bytes that left."""
@@ -386,7 +397,7 @@ class Residency:
             leaving = [held for held in self._store.all() if held not in kept and self._is_movable(held)]
             for held in leaving:
                 held.is_moving = True
-        return self._evict_all(leaving, "out_of_memory", in_turn=True)
+        return self._evict_all(leaving, "out_of_memory")
 
     # What is asked of it
 
@@ -421,8 +432,7 @@ class Residency:
 
     def _bring_now(self, held: Held) -> None:
         """Returns when the component is there, for whoever uses its weights without a call."""
-        is_urgent = threading.get_ident() == self.engine_thread
-        self.leave(self._enter_now(Claim((held,), lambda: None, is_urgent)))
+        self.leave(self._enter_now(Claim((held,), lambda: None, is_urgent=self._construction.is_mine)))
 
     def _enter_now(self, claim: Claim) -> Claim:
         """Waits until the claim has entered. Raises what keeps it from ever doing so."""
@@ -433,13 +443,13 @@ class Residency:
             if claim.error is not None or self._is_closed:
                 self.release(claim)
                 raise claim.error or InternalError("The worker is closing.")
-            # The thread that brings may be waiting for this very turn of the engine's to end.
+            # The thread that brings may be waiting for this very turn to end.
             if not (claim.is_urgent and any(self._bring(held, claim) for held in claim.needs)):
                 self._wait_for(claim)
         return claim
 
     def _wait_for(self, claim: Claim) -> None:
-        """Returns when the claim may enter or never will; one of the engine's own also when another try is due."""
+        """Returns when the claim may enter or never will; for an urgent one also when another try is due."""
         with self._lock:
             self._changed.wait_for(
                 lambda: claim.is_present or claim.error is not None or self._is_closed,
@@ -469,10 +479,9 @@ class Residency:
         return (
             held.tier is Tier.DEVICE
             and not (held.running or held.is_moving or self._tenants.pin(held.users))
-            and bool(held.cargo.slots)
             # While it is still being loaded, its bytes are its load's.
             and held.digest in self._ledger
-            and (held.can_reread or self._host_bytes > 0)
+            and self._has_below(held)
         )
 
     def _resident(self, held: Held) -> Resident:
@@ -510,18 +519,18 @@ class Residency:
             there[resident.digest].is_moving = True
         return [there[resident.digest] for resident in found]
 
-    def _evict_all(self, leaving: Sequence[Held], reason: str, *, in_turn: bool = False) -> int:
+    def _evict_all(self, leaving: Sequence[Held], reason: str) -> int:
         """Has components that are marked as moving leave; returns the bytes that left."""
-        return sum(self._evict(held, reason, in_turn=in_turn) for held in leaving)
+        return sum(self._evict(held, reason) for held in leaving)
 
-    def _evict(self, held: Held, reason: str, *, in_turn: bool) -> int:
+    def _evict(self, held: Held, reason: str) -> int:
         before, finish = held.device_bytes, None
         try:
             to_host = self._make_host_room(held)
             if self._mover.can_leave(held, to_host=to_host):
                 self._mover.prepare(held, to_host=to_host)
                 # Between two turns of the engine no request has changes on its components, or weights in its hands.
-                with nullcontext() if in_turn else self._construction.turn():
+                with nullcontext() if self._construction.is_mine else self._construction.turn():
                     if not any(self.is_changed(shell) for shell in list(held.shells)):
                         finish = self._mover.leave(held, to_host=to_host)
                         self._book(held)
@@ -637,7 +646,8 @@ class Residency:
 
     def _bring(self, held: Held, claim: Claim | None) -> bool:
         """Makes room for a component and brings it; without a claim only idle ones leave. False when there is none."""
-        spared: set[Held] = set()
+        needs = claim.needs if claim is not None else (held,)
+        spared: set[Held] = set(needs)
         is_urgent = claim is not None and claim.is_urgent
         while True:
             with self._lock:
@@ -649,7 +659,7 @@ class Residency:
                 short = held.cargo.size - self._ledger.free_bytes
                 leaving = self._choose(short, for_call=claim is not None, spared=spared) if short > 0 else []
                 if leaving is None and not is_urgent:
-                    if (never := self._why_never(held)) is not None:
+                    if (never := self._why_never(needs)) is not None:
                         self._fail(held, never)
                     return False
                 if not leaving:
@@ -657,7 +667,7 @@ class Residency:
                     held.is_moving = True
                     self._ledger.resize(held.digest, held.weight_bytes)
                     break
-            spared |= {other for other in leaving if not self._evict(other, "room", in_turn=is_urgent)}
+            spared |= {other for other in leaving if not self._evict(other, "room")}
         return self._come(held)
 
     def _come(self, held: Held) -> bool:
@@ -688,25 +698,33 @@ class Residency:
                 claim.ready()
         self._changed.notify_all()
 
-    def _why_never(self, held: Held) -> NoRoomError | None:
-        """An error when what stays for ever leaves no room for the component."""
+    def _why_never(self, needs: Sequence[Held]) -> NoRoomError | None:
+        """An error when what stays for ever leaves no room for what a call needs."""
+        needed = sum(held.weight_bytes for held in needs)
         stays = sum(
             other.device_bytes if self._stays(other) else other.weight_bytes - other.cargo.size
             for other in self._store.all()
-            if other is not held
+            if other not in needs
         )
-        if held.weight_bytes + stays <= self._ledger.budget_bytes:
+        if needed + stays <= self._ledger.budget_bytes:
             return None
         return NoRoomError(
-            f"A component that takes {held.weight_bytes:,} bytes has left the device, and what is pinned leaves it "
+            f"What the call needs takes {needed:,} bytes and has left the device, and what has to stay there leaves it "
             f"{max(0, self._ledger.budget_bytes - stays):,}.",
             hint="Unpin or unload another pipeline.",
             retry_after=NO_ROOM_RETRY_SECONDS,
         )
 
     def _stays(self, held: Held) -> bool:
-        is_stuck = not held.cargo.slots or not (held.can_reread or self._host_bytes > 0)
-        return held.tier is Tier.DEVICE and (is_stuck or self._tenants.pin(held.users))
+        return held.tier is Tier.DEVICE and (not self._has_below(held) or self._tenants.pin(held.users))
+
+    def _has_below(self, held: Held) -> bool:
+        """Whether there is a place to bring it back from, as far as that is known."""
+        if not held.cargo.slots or held.can_reread:
+            return bool(held.cargo.slots)
+        # What is only there takes the host's memory for as long as it is used.
+        only_there = (other for other in self._store.all() if other.tier is Tier.HOST and not other.can_reread)
+        return held.cargo.buffer_bytes + sum(other.cargo.buffer_bytes for other in only_there) <= self._host_bytes
 
 
 def _fitting(new: Mapping[str, int], room: int) -> dict[str, int]:

@@ -161,6 +161,7 @@ class Worker:
             self._store, residency, sources, self._adapters, construction, self._device, digests, self._memory_counts
         )
         self._planner = Planner(self._store, residency, sources, construction, digests, self._loader.speed)
+        embeddings = Embeddings(settings.embeddings_bytes, settings.embeddings_ttl)
         self._engine = Engine(
             construction,
             residency,
@@ -171,8 +172,9 @@ class Worker:
                 counts=self._memory_counts,
                 room=residency,
                 workspace=Workspace(self._device, self._ledger, self._memory, residency, self._memory_counts),
+                clear=embeddings.clear,
             ),
-            embeddings=Embeddings(settings.embeddings_bytes, settings.embeddings_ttl),
+            embeddings=embeddings,
         )
         self._variants = Variants(construction)
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
