@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,6 +194,28 @@ def test_weights_whose_file_has_changed_are_not_taken_for_those_that_were_loaded
         np.testing.assert_array_equal(draw(driver, names[1]), expected[0])
         driver.unload(names[0])
         draw(driver, load(driver, changing))
+    finally:
+        driver.close()
+
+
+def test_a_live_pipeline_draws_from_its_files_until_its_weights_are_its_own(
+    tmp_path: Path, folders: list[Path], expected: list[Any]
+) -> None:
+    folder = tmp_path / "a"
+    shutil.copytree(folders[0], folder)
+    driver = Driver(folder)
+    try:
+        residency = driver.worker._residency
+        of_engine, residency.is_changed = residency.is_changed, lambda module: True
+        name = load(driver, folder)
+        np.testing.assert_array_equal(draw(driver, name), expected[0])
+        assert str(folder) in Path("/proc/self/maps").read_text()
+        residency.is_changed = of_engine
+        until(lambda: residency.is_settled)
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+        for file in folder.rglob("*.safetensors"):
+            file.write_bytes(b"")
+        np.testing.assert_array_equal(draw(driver, name), expected[0])
     finally:
         driver.close()
 

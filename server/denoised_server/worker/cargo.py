@@ -6,7 +6,7 @@ The tensor objects stay the same through all of it: weights that are tied stay t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,8 +88,17 @@ class Cargo:
         safetensors maps the file: weights would change with it, or take the process down when it is truncated.
         """
         self.come_back(self.pack(pinned=False))
+        self.own_others()
+
+    def own_others(self) -> None:
+        """The same for what stays when the others leave."""
         for tensor in self._others:
             tensor.data = tensor.data.clone()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weights are in one buffer."""
+        return self._buffer is not None
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -106,9 +115,16 @@ class Cargo:
         if self._buffer is not None and self._buffer.device.type == "cpu":
             return self._buffer
         buffer = self.empty(pinned=pinned)
-        for slot in self.slots:
-            slot.view(buffer).copy_(slot.tensor.data)
+        for _ in self.fill(buffer):
+            pass
         return buffer
+
+    def fill(self, buffer: torch.Tensor) -> Iterator[None]:
+        """Copies the weights into a buffer, one after another: whoever has to may leave between two."""
+        # Those of now: others may be left out meanwhile, and then stay as they are.
+        for slot in tuple(self.slots):
+            slot.view(buffer).copy_(slot.tensor.data)
+            yield
 
     def unload(self) -> list[tuple[StorageWeakRef, int]]:
         """Lets go of the weights. Returns what shows which memory is really free, with its bytes."""

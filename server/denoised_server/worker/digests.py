@@ -43,6 +43,13 @@ class Digests:
         state = FileState.of(path)
         return self._table.find(state) or self._read(state, lambda _: None)
 
+    def is_known(self, path: Path) -> bool:
+        """Whether a file is as it was when its digest was asked for."""
+        try:
+            return self._blob(path) is not None or self._table.find(FileState.of(path)) is not None
+        except OSError:
+            return False
+
     def close(self) -> None:
         self._table.close()
 

@@ -9,12 +9,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from denoised.errors import DenoisedError, NotAPipelineError, TaskNotSupportedError
+from denoised.errors import DamagedWeightsError, DenoisedError, NotAPipelineError, TaskNotSupportedError
 from denoised_server.messages import (
     Access,
     Component,
@@ -26,7 +25,6 @@ from denoised_server.messages import (
     Spec,
 )
 from diffusers import DiffusionPipeline
-from diffusers.pipelines import pipeline_utils
 from torch import nn
 
 from . import checkpoint, components, families, features, fit, noise_schedulers, overrides
@@ -41,8 +39,10 @@ from .downloads import REPORT_SECONDS, Downloads
 from .dtypes import Dtypes
 from .memory_counts import MemoryCounts
 from .overrides import Weightless
+from .pages import ReadAhead
 from .parts import Part
 from .quotation import quote
+from .reading import Reading
 from .residency import Reservation, Residency
 from .sources import Sources
 from .tiers import Bandwidths, Tier
@@ -306,22 +306,24 @@ class Loader:
         measured: dict[str, int] = {}
         try:
             shared = reservation.shared_bytes - sum(kept.values())
-            report = _Report(weighing, shared, progress, check_cancelled)
+            reading = Reading(weighing, shared, progress, check_cancelled)
+            files = [file for part in weighing if held[part.digest] is None for file in part.files]
             ready: dict[str, Any] = {}
             began = time.monotonic()
-            with self._construction.loading(), report:
+            with ReadAhead(files), self._construction.loading(), reading:
                 for part in foreign:
                     if isinstance(part, Weightless):
                         ready[part.role] = part.load()
                     else:
                         # One module for content that is named twice.
-                        held[part.digest] = held[part.digest] or report.over(part.role, part.load)
+                        held[part.digest] = held[part.digest] or reading.over(part.role, part.load)
                 for part in weighing:
                     if (module := held[part.digest]) is not None:
                         ready[part.role] = module
                 pipeline = make(ready)
             check_cancelled()
-            with _Moving(report.total_bytes, shared, progress, check_cancelled) as moving:
+            self._check_unchanged(files)
+            with _Moving(reading.total_bytes, shared, progress, check_cancelled) as moving:
                 self._hold(user, pipeline, weighing, reservation, measured, moving)
             self.speed.learn(Tier.DISK, reservation.new_bytes, time.monotonic() - began)
             if not reservation.below:
@@ -329,6 +331,15 @@ class Loader:
         finally:
             self._residency.settle(reservation, measured)
         return pipeline
+
+    def _check_unchanged(self, files: Iterable[Path]) -> None:
+        """What was read is what the components are known by."""
+        for path in files:
+            if not self._digests.is_known(path):
+                raise DamagedWeightsError(
+                    f"The weight file {path.parent.name}/{path.name} has changed while it was loaded.",
+                    hint="Load the checkpoint when it has been written to its end.",
+                )
 
     def _hold(
         self,
@@ -354,7 +365,8 @@ class Loader:
                 continue
             below = reservation if digest in reservation.below else None
             with moving.of(role) as moved:
-                if below is None:
+                # Asking each module costs more than the rest of this where all are there.
+                if below is None and self._device.type != "cpu":
                     module.to(self._device)
                 held = self._residency.add(digest, module, user, files.get(role, ()), below=below)
                 measured[digest] = held.device_bytes
@@ -411,38 +423,3 @@ class _Moving:
 
         moved(0)
         yield moved
-
-
-class _Report:
-    """Tells how far a load is, by watching diffusers go from component to component; stops it when cancelled."""
-
-    def __init__(
-        self,
-        found: list[Part],
-        shared_bytes: int,
-        progress: Callable[[LoadProgress], None],
-        check_cancelled: Callable[[], None],
-    ) -> None:
-        self._bytes = {part.role: part.memory_bytes for part in found}
-        self._progress, self._check_cancelled = progress, check_cancelled
-        self.total_bytes, self._done = sum({part.digest: part.memory_bytes for part in found}.values()), shared_bytes
-        self._original = getattr(pipeline_utils, "load_sub_model", None)
-
-    def over(self, role: str, load: Callable[[], Any]) -> Any:
-        """Loads one component and reports it."""
-        self._check_cancelled()
-        self._progress(LoadProgress("reading weights", role, self._done, self.total_bytes))
-        loaded = load()
-        self._done = min(self._done + self._bytes.get(role, 0), self.total_bytes)
-        return loaded
-
-    def __enter__(self) -> None:
-        if self._original is not None:
-            pipeline_utils.load_sub_model = partial(self._load, self._original)
-
-    def __exit__(self, *_: object) -> None:
-        if self._original is not None:
-            pipeline_utils.load_sub_model = self._original
-
-    def _load(self, original: Callable[..., Any], *args: Any, name: str = "", **kwargs: Any) -> Any:
-        return self.over(name, lambda: original(*args, name=name, **kwargs))

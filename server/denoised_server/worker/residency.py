@@ -33,6 +33,7 @@ from .eviction import Resident, Uses
 from .ledger import Ledger
 from .memory_counts import MemoryCounts
 from .moving import Mover
+from .possession import Possession
 from .succession import Succession
 from .tenants import Tenants
 from .tiers import Bandwidths, Tier
@@ -118,6 +119,7 @@ class Residency:
         self._counts, self._host_bytes = counts, host_bytes
         self._bandwidths = Bandwidths()
         self._mover = Mover(device, digests, self._bandwidths, counts, self._bring_now)
+        self._possession = Possession(self._swap)
         self._tenants, self._succession = Tenants(), Succession()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -137,6 +139,12 @@ class Residency:
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._possession.close()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all weights are where they stay."""
+        return self._possession.is_complete
 
     @property
     def unreclaimed_bytes(self) -> int:
@@ -295,8 +303,10 @@ class Residency:
             # Some ControlNets are given layers of the denoiser that they steer: those are its own, and move with it.
             theirs = [tensor for tensor in tensors.of(module) if id(tensor) in self._owners]
         cargo = Cargo(module, self._device, without=theirs)
-        if below is not None or self._device.type == "cpu":
+        if below is not None:
             cargo.own()
+        elif self._device.type == "cpu":
+            cargo.own_others()
         size = cargo.size + cargo.other_bytes
         held = Held(digest, module, size, cargo, Uses(time.monotonic()), frozenset({user}), files)
         held.shells.add(module)
@@ -314,7 +324,20 @@ class Residency:
             for tensor in tensors.of(module):
                 self._owners.setdefault(id(tensor), held)
             self._store.add(held)
+        if self._device.type == "cpu" and below is None and cargo.slots:
+            self._possession.take(held)
         return held
+
+    def _swap(self, held: Held, buffer: torch.Tensor) -> bool:
+        """Gives a component its weights in a buffer, if no request has changes on them; False to try again."""
+        # Between two turns of the engine, as when it leaves.
+        with self._construction.turn(), self._lock:
+            if self._store.get(held.digest) is not held or held.tier is not Tier.DEVICE:
+                return True
+            if held.is_moving or any(self.is_changed(shell) for shell in list(held.shells)):
+                return False
+            held.cargo.come_back(buffer)
+            return True
 
     def _make_room(self, held: Held, reservation: Reservation) -> None:
         """Promises its load more, and has what is idle leave for it."""
@@ -334,6 +357,7 @@ class Residency:
         """Components that the store has no more; returns their bytes on the device."""
         freed = 0
         for held in gone:
+            self._possession.drop(held)
             with self._lock:
                 self._changed.wait_for(lambda held=held: not held.is_moving)  # type: ignore[misc]
                 for tensor in tensors.of(held.module):

@@ -601,7 +601,9 @@ class Worker:
 
     def _is_idle(self) -> bool:
         with self._lock:
-            return all(isinstance(task.command, Watch | Beat) for task in self._tasks.values())
+            return self._residency.is_settled and all(
+                isinstance(task.command, Watch | Beat) for task in self._tasks.values()
+            )
 
 
 def _paced(emit: Emit) -> Callable[[LoadProgress], None]:
