@@ -143,7 +143,7 @@ def test_weights_that_can_never_fit_are_refused_before_they_are_read(
         pytest.raises(errors.NeverFitsError) as caught,
     ):
         client.load(file.parent, single_file=file.name, config=config, on_progress=reports.append)
-    assert {report.phase for report in reports} == {"looking up"}
+    assert {report.phase for report in reports} <= {"waiting for a worker", "looking up"}
     # What is planned is what the components take, not what the file does.
     local = StableDiffusionPipeline.from_single_file(file, config=str(config), local_files_only=True)
     modules = (local.unet, local.vae, local.text_encoder)
