@@ -209,6 +209,7 @@ ROWS: dict[str, list[Panel]] = {
             "A full queue, a quota, no room, no token, a drain.",
         ),
         Panel("Restarts of workers", "none", {f"increase({series('worker_restarts_total')}[$__range])": "{{worker}}"}),
+        Panel("Workers recycled", "none", {f"increase({series('worker_recycles_total')}[$__range])": "{{worker}}"}),
         Panel("Loads", "reqps", {f"sum by (outcome) ({rate('loads_total')}) > 0": "{{outcome}}"}),
         Panel("Load time p95", "s", {quantile(0.95, "load_seconds"): "p95"}),
         Panel(

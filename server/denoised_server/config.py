@@ -26,6 +26,9 @@ PREFIX = "DENOISED_"
 SIZES = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 SIZES |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
+# Settings that are bytes, or shares of a memory.
+SHARES = ("memory_budget", "host_memory", "working_set", "headroom", "leak_limit")
+
 
 class SettingsError(Exception):
     """A setting cannot be used; the text says which one, and what to do."""
@@ -311,6 +314,15 @@ class Settings(BaseSettings):
         Seconds,
         Field(ge=1, description="Seconds that one batch of component calls may take until its worker is replaced."),
     ] = 900
+    leak_limit: Annotated[
+        int | float,
+        BeforeValidator(_budget),
+        AfterValidator(_share_or_none),
+        Field(
+            description="Memory that a worker may hold beside what is accounted for, until it is started anew the next "
+            "time that it has nothing to do: bytes, or a percentage of its device; 0 for any."
+        ),
+    ] = 0.1
     start_timeout: Annotated[Seconds, Field(gt=0, description="Seconds that a worker may take to come up.")] = 120
 
     @model_validator(mode="after")
@@ -397,7 +409,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _shown(name: str, value: object) -> str:
-    is_share = name in ("memory_budget", "host_memory", "working_set", "headroom") and isinstance(value, float)
+    is_share = name in SHARES and isinstance(value, float)
     return f'"{100 * float(str(value)):g}%"' if is_share else _literal(value)
 
 

@@ -148,6 +148,12 @@ EXPIRATIONS = _define("lease_expirations_total", Kind.COUNTER, "Pipelines that w
 
 WORKER_UP = _define("worker_up", Kind.GAUGE, "Whether a worker is there and reports: 1, else 0.", WORKER)
 RESTARTS = _define("worker_restarts_total", Kind.COUNTER, "Times a worker was started again.", WORKER)
+RECYCLES = _define(
+    "worker_recycles_total",
+    Kind.COUNTER,
+    "Times a worker was started again because it held more in no book than `leak_limit`; these are restarts, too.",
+    WORKER,
+)
 MEMORY = _define(
     "device_memory_bytes",
     Kind.GAUGE,

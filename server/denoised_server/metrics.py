@@ -70,6 +70,7 @@ class Metrics(Observer):
         self._load_phases = self._counter(metric_set.LOAD_PHASE_SECONDS)
         self._expirations = self._counter(metric_set.EXPIRATIONS)
         self._restarts = self._counter(metric_set.RESTARTS)
+        self._recycles = self._counter(metric_set.RECYCLES)
         self._journal_waiting = self._gauge(metric_set.JOURNAL_WAITING)
         self._journal_lag = self._histogram(metric_set.JOURNAL_LAG)
         self._journal_failures = self._counter(metric_set.JOURNAL_FAILURES)
@@ -85,7 +86,7 @@ class Metrics(Observer):
             for outcome in OUTCOMES:
                 self._requests.labels(method, outcome)
         for worker in workers:
-            for metric in (self._running, self._waiting, self._restarts):
+            for metric in (self._running, self._waiting, self._restarts, self._recycles):
                 metric.labels(worker)
         for state in State:
             self._pipelines.labels(state)
@@ -156,6 +157,9 @@ class Metrics(Observer):
 
     def worker_lost(self, worker: str) -> None:
         self._reports.lose(worker)
+
+    def worker_recycled(self, worker: str) -> None:
+        self._recycles.labels(worker).inc()
 
     def worker_restarted(self, worker: str) -> None:
         self._restarts.labels(worker).inc()

@@ -59,6 +59,9 @@ class Observer:
     def worker_lost(self, worker: str) -> None:
         """A worker died."""
 
+    def worker_recycled(self, worker: str) -> None:
+        """A worker is ended, to be started again, because of memory that it holds and that is in no book."""
+
     def worker_restarted(self, worker: str) -> None:
         """A worker that had died is back."""
 

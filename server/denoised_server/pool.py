@@ -57,6 +57,7 @@ from .paging import page
 from .preloads import Preload
 from .probes import Report, judge
 from .readiness import Readiness
+from .recycling import Recycling
 from .retention import Retention
 from .supervision import Supervisor, WorkerRecord, WorkerState
 from .updates import Change as SettingsChange
@@ -108,6 +109,7 @@ class Pool:
         start_timeout: float = 120,
         heartbeat_timeout: float = 30,
         step_timeout: float = 900,
+        leak_limit: int | float = 0,
         publish_interval: float = 0.1,
         journal: Journal | None = None,
         results_ttl: float = 86_400,
@@ -157,6 +159,7 @@ class Pool:
             missing=self._miss,
             updated=self._update_handle,
         )
+        self._recycling = Recycling(leak_limit)
         self._readiness = Readiness(
             preload,
             load=self._preload,
@@ -398,6 +401,18 @@ class Pool:
             logger.info("%s has expired", handle.name)
             self._observer.pipeline_expired()
             self._unload_soon(handle)
+
+    def recycle(self, now: float) -> None:
+        """Starts workers anew that hold memory which is in no book, while nobody waits for them. Handles stay."""
+        for name, record in self._supervisor.workers.items():
+            is_idle = record.state is WorkerState.ACTIVE and not self._is_busy(name) and not self._is_asked(name)
+            if self._recycling.is_due(name, record.snapshot, is_idle=is_idle, now=now):
+                self._supervisor.recycle(name)
+
+    def _is_asked(self, worker: str) -> bool:
+        """Whether a generation waits for its turn there, or somebody has a hand on one of its pipelines."""
+        is_used = any(handle.worker == worker and handle.pins for handle in self._handles)
+        return is_used or self._generations.gate(worker).waiting_count > 0
 
     # Generations
 
@@ -777,6 +792,7 @@ class Pool:
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
             self.expire(time.time())
+            self.recycle(time.monotonic())
             await self._note_uses()
             await self._detached.tidy(time.time())
 

@@ -107,6 +107,7 @@ async def _serve(settings: Settings, *, worker: str, verbose: bool) -> None:
             start_timeout=settings.start_timeout,
             heartbeat_timeout=settings.heartbeat_timeout,
             step_timeout=settings.step_timeout,
+            leak_limit=settings.leak_limit,
             journal=journal,
             results_ttl=settings.results_ttl,
             results_bytes=settings.results_bytes,

@@ -126,6 +126,18 @@ class Supervisor:
             self.workers[name].state = WorkerState.ACTIVE
         self._note_change()
 
+    def recycle(self, name: str) -> None:
+        """Ends a worker that has nothing to do, for the memory that it holds; it is started again like any other."""
+        record = self.workers[name]
+        unaccounted = record.snapshot.memory.unaccounted_bytes if record.snapshot else 0
+        logger.warning("%s holds %d bytes that are in no book, and is started anew", name, unaccounted)
+        # At once, so that nobody is sent to one that is about to die.
+        record.state = WorkerState.LOST
+        self._lost(name)
+        self._observer.worker_recycled(name)
+        self._executor.kill(name)
+        self._note_change()
+
     @property
     def is_drained(self) -> bool:
         """Whether every worker was told to take no more work."""
