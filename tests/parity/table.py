@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from denoised_server.worker.families import MAPPINGS
@@ -11,6 +13,7 @@ from .checkpoints import FAMILIES, NOT_BUILT
 from .checkpoints.family import Family
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+JOINING = PAGE.with_name("coalescing.md")
 # Words in the names of the suite's tests: alone, together, callbacks, prompts.
 SIGNS = {"alone": "=", "together": "+", "callback": "c", "prompts": "p"}
 START, END = "<!-- table: written by tests/parity/table.py -->", "<!-- end of table -->"
@@ -40,6 +43,14 @@ def page() -> str:
         tasks = ", ".join(task for task, mapping in MAPPINGS.items() if name in mapping)
         text.append(_line([name, tasks, reason]))
     return "\n".join(text)
+
+
+def joining() -> Mapping[str, frozenset[str]]:
+    """The methods that the docs say are joined, by checkpoint of the suite; nothing for one that they leave out."""
+    found: dict[str, frozenset[str]] = defaultdict(frozenset)
+    for family, methods in re.findall(r"^\| (.+?) \| (.+?) \|.*\|$", JOINING.read_text(), re.MULTILINE):
+        found[family] = frozenset(re.findall(r"(\w+\.\w+) \d+%", methods))
+    return found
 
 
 def written(text: str) -> str:

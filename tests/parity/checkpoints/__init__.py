@@ -11,6 +11,7 @@ from . import (
     kolors,
     pixart,
     qwen,
+    qwen_pictures,
     sana,
     stable_diffusion,
     stable_diffusion_3,
@@ -33,6 +34,7 @@ MODULES = (
     cogview,
     kolors,
     qwen,
+    qwen_pictures,
     glm,
     audio,
     video,
@@ -40,15 +42,7 @@ MODULES = (
 )
 FAMILIES: list[Family] = [family for module in MODULES for family in module.FAMILIES]
 
-_TORCHVISION = "Its processor needs torchvision, and no checkpoint of it is built yet."
-_LARGE = "Its processor needs torchvision, and it scales every picture up to a million pixels, which takes minutes."
-
 # Names that no checkpoint is built for, and why.
 NOT_BUILT: dict[str, str] = {
     "cosmos3-omni": "It is mapped to conditions of any kind, for which there is no task here.",
-    "nucleusmoe-image": _TORCHVISION,
-    "qwenimage-edit": _LARGE,
-    "qwenimage-edit-plus": _LARGE,
-    "qwenimage21": _TORCHVISION,
-    "qwenimage-layered": "Its processor needs torchvision, and it takes no pictures smaller than 640 × 640.",
 }
