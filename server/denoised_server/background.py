@@ -7,6 +7,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from denoised.errors import DenoisedError
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,5 +34,10 @@ class Background:
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, DenoisedError):
+            # No bug: a caller may have asked for what cannot be.
+            logger.info("%s failed: %s", task.get_name(), error)
+        else:
             logger.error("%s failed", task.get_name(), exc_info=error)

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import psutil
 from denoised.status import DETAILS_KEY
-from denoised.v1 import pipeline_service_pb2
+from denoised.v1 import pipeline_service_pb2, worker_service_pb2
 from denoised_server import tokens
 from denoised_server.callers import Quota, Scope
 from denoised_server.services import SERVICES
@@ -158,10 +158,11 @@ class Target:
     def _read(self, call: Any) -> None:
         for count, response in enumerate(call, 1):
             self._let_go(response)
-            # A load is read to its end, so that what it made can be let go of; a watch has none.
+            # A load is read to its end, so that what it made can be let go of; a watch has none, and may be silent.
             is_load = isinstance(response, pipeline_service_pb2.LoadPipelineResponse)
             is_synced = getattr(response, "change", None) == pipeline_service_pb2.WatchPipelinesResponse.CHANGE_SYNCED
-            if is_synced or (count >= EVENTS and not is_load):
+            is_worker = isinstance(response, worker_service_pb2.WatchWorkersResponse)
+            if is_synced or is_worker or (count >= EVENTS and not is_load):
                 call.cancel()
                 return
 

@@ -23,7 +23,7 @@ from tests.fuzz import IS_LONG
 from tests.fuzz.strategies import messages
 from tests.fuzz.target import METHODS, VICTIM, Target
 
-CASES = 1000 if IS_LONG else 60
+CASES = 2000 if IS_LONG else 60
 CHECK_EVERY = 200 if IS_LONG else 40
 MAX_GROWTH = 400 * 2**20
 WORDS = (

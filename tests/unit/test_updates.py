@@ -132,12 +132,13 @@ async def test_a_noise_scheduler_named_when_deriving_replaces_the_one_set_before
     assert derived.recipe.settings == PipelineSettings()
 
 
-async def test_an_update_that_fails_changes_nothing(pool: Pool) -> None:
+async def test_an_update_that_fails_changes_nothing(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
     name = (await load(pool)).name
     await pool.update(name, noise_scheduler(EULER))
     with pytest.raises(InvalidNoiseSchedulerError):
         await pool.update(name, noise_scheduler(NoiseScheduler("NoSuchScheduler")))
     assert pool.get(name).recipe.settings == PipelineSettings(EULER)
+    assert not [record for record in caplog.records if record.exc_info], "it is no bug of the daemon's"
 
 
 async def test_updates_of_one_pipeline_happen_one_after_another(pool: Pool, executor: FakeExecutor) -> None:
