@@ -92,7 +92,7 @@ image: $(READY) ## build the image for the CPU without a container daemon, and r
 	$(BIN)/python -m pytest -m tools tests/containers
 
 fuzz: $(READY) ## the fuzzing's long mode; prints what was sent and how it was answered
-	DENOISED_FUZZ=long $(BIN)/python -m pytest tests/fuzz
+	DENOISED_FUZZ=long $(BIN)/python -m pytest --timeout 3600 tests/fuzz
 	cat out/fuzz.txt
 
 faults: $(READY) ## hurt daemons for some ten minutes; prints the tables of docs/reliability.md

@@ -1,7 +1,7 @@
-"""Clients who load, derive, update, generate, cancel, unload and expire in any order, while workers die.
+"""Clients who load, derive, update, generate, cancel, unload and expire in any order; workers die and are drained.
 
 A small model says what must hold: which pipelines there are and whose, that nobody sees more than that, that what is
-there works, and that a worker holds nothing that nobody has.
+there works, as it was set last, and that a worker holds nothing that nobody has.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
-from denoised.errors import DenoisedError, NotOwnerError, PipelineExistsError, PipelineNotFoundError
+from denoised.errors import (
+    DenoisedError,
+    GenerationNotFoundError,
+    NotOwnerError,
+    PipelineExistsError,
+    PipelineNotFoundError,
+)
 from denoised_server import callers
 from denoised_server.callers import Caller, Scope
-from denoised_server.generation import Summary
-from denoised_server.messages import Derivation, Generate, PipelineSettings, Recipe, Spec
+from denoised_server.generation import Started, Summary
+from denoised_server.messages import Derivation, Generate, NoiseScheduler, PipelineSettings, Recipe, Spec
 from denoised_server.pool import Lease, Pool
 from denoised_server.supervision import WorkerState
 from denoised_server.updates import Change
@@ -48,6 +54,8 @@ SHORT, LONG = 100.0, 100_000.0
 clients = st.sampled_from(sorted(CLIENTS))
 WEIGHTS = st.sampled_from(["one", "two"])
 TTLS = st.sampled_from([SHORT, LONG])
+SCHEDULERS = st.sampled_from([None, NoiseScheduler("EulerDiscreteScheduler"), NoiseScheduler("DDIMScheduler")])
+DEFAULTS = PipelineSettings()
 IDS = st.sampled_from(["", "", "chosen", "other"])
 
 
@@ -60,20 +68,23 @@ class Held:
     ttl: float
     weights: str
     recipe: Recipe
+    settings: PipelineSettings = DEFAULTS
 
 
 class Stream:
     """A generation that goes on until it is left."""
 
-    def __init__(self, name: str, events: Any) -> None:
-        self.name, self._events = name, events
+    def __init__(self, client: str, name: str, events: Any) -> None:
+        self.client, self.name, self.generation, self._events = client, name, "", events
         self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._read())
         self.began = asyncio.Event()
 
     async def _read(self) -> None:
         # What a worker that dies ends, ends with an error, or goes on with another worker.
         with contextlib.suppress(DenoisedError):
-            async for _ in self._events:
+            async for entry in self._events:
+                if isinstance(entry.event, Started):
+                    self.generation = entry.event.name
                 self.began.set()
         self.began.set()
 
@@ -94,6 +105,7 @@ class Clients(RuleBasedStateMachine):
         self.held: dict[str, Held] = {}
         self.open: list[Stream] = []
         self.died: list[str] = []
+        self.drained = ""
         self.pool = self.run(ROOT, self._start)
 
     async def _start(self) -> Pool:
@@ -144,13 +156,15 @@ class Clients(RuleBasedStateMachine):
             return multiple()
         view = self.run(CLIENTS[client], work)
         assert view.source == source
-        self.held[view.name] = Held(client, shared, LONG, self.held[source].weights, view.recipe)
+        origin = self.held[source]
+        self.held[view.name] = Held(client, shared, LONG, origin.weights, view.recipe, view.recipe.settings)
         return view.name
 
-    @rule(client=clients, name=names)
-    def update(self, client: str, name: str) -> None:
-        change = Change(frozenset({"noise_scheduler"}), PipelineSettings())
-        self.change(client, name, lambda: self.pool.update(name, change))
+    @rule(client=clients, name=names, scheduler=SCHEDULERS)
+    def update(self, client: str, name: str, scheduler: NoiseScheduler | None) -> None:
+        change = Change(frozenset({"noise_scheduler"}), PipelineSettings(scheduler))
+        if self.change(client, name, lambda: self.pool.update(name, change)):
+            self.held[name].settings = PipelineSettings(scheduler)
 
     @rule(client=clients, name=names)
     def renew(self, client: str, name: str) -> None:
@@ -189,11 +203,14 @@ class Clients(RuleBasedStateMachine):
             return multiple()
 
         async def work() -> Stream:
-            stream = Stream(name, self.pool.generate(Generate(name, {"prompt": "hang"}, seeds=(1,))))
+            stream = Stream(client, name, self.pool.generate(Generate(name, {"prompt": "hang"}, seeds=(1,))))
             await stream.began.wait()
             return stream
 
         stream = self.run(CLIENTS[client], work)
+        if not stream.generation:
+            # Refused: two workers have died under such a request.
+            return multiple()
         self.open.append(stream)
         return stream
 
@@ -201,6 +218,18 @@ class Clients(RuleBasedStateMachine):
     def cancel(self, stream: Stream) -> None:
         self.run(ROOT, stream.leave)
         self.open.remove(stream)
+
+    @rule(client=clients, stream=streams)
+    def cancel_by_name(self, client: str, stream: Stream) -> None:
+        async def work() -> None:
+            self.pool.cancel_generation(stream.generation)
+            await asyncio.wait([stream.task])
+
+        if stream.client == client and not stream.task.done():
+            self.run(CLIENTS[client], work)
+        else:
+            with pytest.raises(GenerationNotFoundError):
+                self.run(CLIENTS[client], work)
 
     @rule(client=clients, name=names)
     def unload(self, client: str, name: str) -> None:
@@ -234,10 +263,33 @@ class Clients(RuleBasedStateMachine):
 
         self.run(ROOT, work)
 
+    @precondition(lambda self: not self.drained)
+    @rule(worker=st.sampled_from(["workers/0", "workers/1"]))
+    def drain(self, worker: str) -> None:
+        """It goes on while what runs there runs."""
+        self.drained = worker
+
+        async def work() -> None:
+            drain = asyncio.ensure_future(self.pool.drain_worker(worker))
+            await self.settled()
+            drain.cancel()
+
+        self.run(ROOT, work)
+
+    @precondition(lambda self: self.drained)
+    @rule()
+    def resume(self) -> None:
+        async def work() -> None:
+            self.pool.resume_worker(self.drained)
+
+        self.run(ROOT, work)
+        self.drained = ""
+
     def is_back(self, name: str) -> bool:
         workers, _ = self.pool.list_workers(page_size=0, page_token="")
         return any(
-            worker.name == name and worker.restart_count and worker.state is WorkerState.ACTIVE for worker in workers
+            worker.name == name and worker.restart_count and worker.state in (WorkerState.ACTIVE, WorkerState.DRAINING)
+            for worker in workers
         )
 
     def views(self) -> list[PipelineView]:
@@ -245,7 +297,7 @@ class Clients(RuleBasedStateMachine):
 
     async def settled(self) -> None:
         """Ends of generations are noticed a turn or two of the loop later."""
-        for _ in range(20):
+        for _ in range(50):
             await asyncio.sleep(0)
 
     @invariant()
@@ -263,10 +315,28 @@ class Clients(RuleBasedStateMachine):
 
     @invariant()
     def workers_hold_nothing_that_nobody_has(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+
+        async def homes() -> dict[str, str]:
+            return {view.name: view.worker for view in self.views()}
+
+        where = self.run(ROOT, homes)
+        # A worker that is drained holds what it has until what was begun there has ended.
+        running = {stream.name for stream in self.open if not stream.task.done()}
+        for place in self.executor.workers.values():
+            assert all(self.held[name].weights == weights for name, weights in place.pipelines.items())
+            if place.name != self.drained:
+                assert all(where[name] == place.name or name in running for name in place.pipelines)
+
+    @invariant()
+    def pipelines_are_as_they_were_set(self) -> None:
         if hasattr(self, "pool"):
-            for place in self.executor.workers.values():
-                assert set(place.pipelines) <= set(self.held)
-                assert all(self.held[name].weights == weights for name, weights in place.pipelines.items())
+
+            async def settings() -> dict[str, PipelineSettings]:
+                return {view.name: view.recipe.settings for view in self.views()}
+
+            assert self.run(ROOT, settings) == {name: held.settings for name, held in self.held.items()}
 
     @invariant()
     def what_runs_is_what_was_begun(self) -> None:
