@@ -25,6 +25,7 @@
     │   ├── SourceNotAllowedError
     │   ├── NotAPipelineError
     │   ├── DamagedWeightsError
+    │   ├── LoadTimedOutError (TimeoutError)    the daemon's own limit, which grows with the bytes
     │   ├── WeightsChangedError       files changed since the pipeline was loaded from them
     │   ├── QuantizationUnavailableError    the backend is not installed, or does not run there
     │   └── AdapterMismatchError      the adapter does not fit the pipeline
@@ -253,6 +254,13 @@ class DamagedWeightsError(LoadError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_WEIGHTS"
+
+
+class LoadTimedOutError(LoadError, TimeoutError):
+    """The load took longer than the daemon lets one of its size take; the metadata has how far it was."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "LOAD_TIMED_OUT"
 
 
 class WeightsChangedError(LoadError):

@@ -301,6 +301,18 @@ class Settings(BaseSettings):
         Seconds,
         Field(gt=0, description="Seconds that a client may take to reply to a callback; then its generation ends."),
     ] = 600
+    load_timeout: Annotated[
+        Seconds,
+        Field(gt=0, description="Seconds that any load may take, besides those that it is given for its bytes."),
+    ] = 600
+    load_bytes_per_second: Annotated[
+        Bytes,
+        Field(
+            ge=1,
+            description="Bytes that a load is expected to download, hash and read in a second at least: one that is "
+            "slower, after load_timeout, is ended.",
+        ),
+    ] = 2_000_000
     log_format: Annotated[
         Literal["text", "json"], Field(description="How log lines are written: text for people, json for machines.")
     ] = "text"

@@ -26,6 +26,7 @@ class WorkerSettings:
     each picture that is decoded. `allow_repos`, `pinned_revisions` and `allow_pickle` are the settings of these names.
     `embeddings_bytes` and `embeddings_ttl` too, in bytes and seconds.
     `host_memory` is what weights that have left the device may take of the host's memory, in bytes or as a share.
+    `load_timeout` is the seconds that any load may take, `load_bytes_per_second` what more it is given for its bytes.
     `state_dir` is where digests of weight files are kept; empty where nothing outlives the daemon.
     """
 
@@ -47,6 +48,8 @@ class WorkerSettings:
     headroom: int | float = 0.0
     part: float = 1.0
     host_memory: int | float = 0
+    load_timeout: float = 600.0
+    load_bytes_per_second: int = 2_000_000
 
 
 # What to build

@@ -173,6 +173,8 @@ def _worker_settings(settings: Settings, *, verbose: bool) -> list[WorkerSetting
             allow_pickle=settings.allow_pickle,
             embeddings_bytes=settings.embeddings_bytes,
             embeddings_ttl=settings.embeddings_ttl,
+            load_timeout=settings.load_timeout,
+            load_bytes_per_second=settings.load_bytes_per_second,
         )
         for name in names
     ]

@@ -1,22 +1,34 @@
-"""Parts of a load: files are hashed side by side, who is cancelled leaves at once, and phases say when they end."""
+"""Loads: files are hashed side by side and once, who is cancelled leaves at once, and phases say when they end."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import math
 import os
 import threading
 from pathlib import Path
 
 import pytest
-from denoised.errors import DamagedWeightsError
-from denoised_server.messages import LoadProgress
+from denoised.errors import DamagedWeightsError, LoadTimedOutError
+from denoised_server.messages import LoadProgress, Recipe, Spec
+from denoised_server.worker import weights
 from denoised_server.worker.digest_table import DigestTable, FileState
 from denoised_server.worker.digests import CHUNK_BYTES, Digests
+from denoised_server.worker.load_deadline import LoadDeadline
 from denoised_server.worker.load_pace import LoadPace
+
+from tests import checkpoints
+from tests.unit.worker_driver import Driver
 
 
 class Left(BaseException):
     """What a load is cancelled with."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.stable_diffusion(tmp_path_factory.mktemp("loads"))
 
 
 def never() -> None:
@@ -59,7 +71,10 @@ def test_who_leaves_while_files_are_hashed_leaves_no_reader_behind(tmp_path: Pat
 
     with pytest.raises(Left):
         digests.learn(paths, lambda *_: None, leave)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
+    for thread in threading.enumerate():
+        if thread.name.startswith("digest"):
+            thread.join(10)
+            assert not thread.is_alive()
     # Nothing that was read in part is taken for known.
     told = list[int]()
     digests.learn(paths, lambda _, total: told.append(total), never)
@@ -142,3 +157,72 @@ def test_the_end_of_a_phase_is_told_by_its_pace() -> None:
     assert pace.remaining("downloading", 0, 0, 8.0) is None
     assert pace.remaining("downloading", 10, 0, 9.0) is None
     assert LoadProgress("downloading", "", 0, 0).expected_end_time == 0.0
+
+
+def test_a_load_is_given_time_for_its_bytes_and_none_passes_while_it_waits() -> None:
+    deadline = LoadDeadline(10, 100)
+    deadline.resume(0.0)
+    deadline.check(10.0)
+    with pytest.raises(LoadTimedOutError, match="longer than the 10 s"):
+        deadline.check(10.1)
+    deadline.note("downloading", 50, 1000)
+    deadline.note("reading weights", 500, 2000)
+    deadline.check(40.0)
+    deadline.pause(30.0)
+    deadline.check(1000.0)
+    deadline.resume(1000.0)
+    deadline.check(1010.0)
+    with pytest.raises(LoadTimedOutError, match="reading weights") as caught:
+        deadline.check(1010.1)
+    assert caught.value.metadata == {
+        "phase": "reading weights",
+        "completed_bytes": "500",
+        "total_bytes": "2000",
+        "allowed_seconds": "40.000",
+    }
+
+
+def test_a_load_that_takes_too_long_ends_and_leaves_nothing_behind(checkpoint: Path) -> None:
+    driver = Driver(checkpoint, load_timeout=1e-6, load_bytes_per_second=10**15)
+    try:
+        with pytest.raises(LoadTimedOutError):
+            driver.load("pipelines/a", checkpoint)
+        snapshot = driver.snapshot()
+        assert (snapshot.components, snapshot.weight_bytes, snapshot.reserved_bytes) == ((), 0, 0)
+    finally:
+        driver.close()
+
+
+def test_a_load_that_is_cancelled_at_any_moment_leaves_nothing_behind(checkpoint: Path) -> None:
+    """It is asked whether to go on for each tensor, and before and after."""
+    driver, recipe = Driver(checkpoint), Recipe(Spec(str(checkpoint), task="text-to-image"))
+    asked = [0]
+
+    def load(leave_at: float) -> None:
+        asked[0] = 0
+
+        def check() -> None:
+            asked[0] += 1
+            if asked[0] >= leave_at:
+                raise Left
+
+        driver.worker._loader.load("pipelines/a", recipe, lambda _: None, check)
+
+    try:
+        for _ in range(2):
+            # The second time there is nothing to hash.
+            load(math.inf)
+            driver.worker._loader.release("pipelines/a")
+        times, tensors = asked[0], sum(len(weights.header(file)) for file in checkpoint.rglob("*.safetensors"))
+        assert times > tensors
+        for leave_at in (1, 2, 3, *range(4, times, times // 7), times):
+            with pytest.raises(Left):
+                load(leave_at)
+            snapshot = driver.snapshot()
+            assert (snapshot.components, snapshot.weight_bytes, snapshot.reserved_bytes) == ((), 0, 0), leave_at
+            gc.collect()
+            assert str(checkpoint) not in Path("/proc/self/maps").read_text(), leave_at
+        # Nothing that was left half done is in the way.
+        driver.load("pipelines/b", checkpoint)
+    finally:
+        driver.close()

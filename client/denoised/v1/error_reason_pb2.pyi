@@ -124,6 +124,11 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """FAILED_PRECONDITION: weights that had left memory cannot be read again, because their files have changed or are gone
     since the pipeline was loaded from them.
     """
+    ERROR_REASON_LOAD_TIMED_OUT: _ErrorReason.ValueType  # 55
+    """DEADLINE_EXCEEDED: a load took longer than the daemon lets one of its size take, by its settings load_timeout and
+    load_bytes_per_second. Metadata: phase, completed_bytes and total_bytes of it, allowed_seconds. It left nothing
+    behind but files that were downloaded whole.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Travels in google.rpc.ErrorInfo: `reason` is the name of the value without its prefix, `domain` is
@@ -231,5 +236,10 @@ ERROR_REASON_WORKER_NOT_FOUND: ErrorReason.ValueType  # 61
 ERROR_REASON_WEIGHTS_CHANGED: ErrorReason.ValueType  # 51
 """FAILED_PRECONDITION: weights that had left memory cannot be read again, because their files have changed or are gone
 since the pipeline was loaded from them.
+"""
+ERROR_REASON_LOAD_TIMED_OUT: ErrorReason.ValueType  # 55
+"""DEADLINE_EXCEEDED: a load took longer than the daemon lets one of its size take, by its settings load_timeout and
+load_bytes_per_second. Metadata: phase, completed_bytes and total_bytes of it, allowed_seconds. It left nothing
+behind but files that were downloaded whole.
 """
 global___ErrorReason = ErrorReason

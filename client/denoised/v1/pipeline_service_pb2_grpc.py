@@ -113,7 +113,7 @@ class PipelineServiceServicer(object):
         also when calls for the same spec are joined into one load. Ending the call early abandons the load, unless another
         caller waits for the same one. A failed load leaves nothing behind. Reasons: INVALID_FIELD, PIPELINE_EXISTS,
         PIPELINE_NOT_FOUND, PIPELINE_UNLOADED, REPO_NOT_FOUND, GATED_REPO, HUB_UNREACHABLE, SOURCE_NOT_ALLOWED,
-        NOT_A_PIPELINE, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER,
+        NOT_A_PIPELINE, DAMAGED_WEIGHTS, WEIGHTS_CHANGED, LOAD_TIMED_OUT, TASK_NOT_SUPPORTED, INVALID_NOISE_SCHEDULER,
         QUANTIZATION_UNAVAILABLE, NEVER_FITS, NO_ROOM, DEVICE_OUT_OF_MEMORY, JOURNAL_UNAVAILABLE, WORKER_LOST,
         WORKERS_DRAINED, SHUTTING_DOWN, and for a pipeline that has to be rebuilt those of its adapters: ADAPTER_NOT_FOUND,
         ADAPTER_MISMATCH.

@@ -58,8 +58,8 @@ class Digests:
     ) -> None:
         """Computes the digests of these files that are not known, several at a time.
 
-        `progress` is told the bytes that were read, and all. Raises what `check_cancelled` raises; nobody goes on
-        reading then.
+        `progress` is told the bytes that were read, and all. Raises what `check_cancelled` raises, at once; readers end
+        with the pieces that they are at.
         """
         unhashed = {FileState.of(path) for path in paths if self._blob(path) is None}
         unknown = [state for state in unhashed if self._table.find(state) is None]
@@ -72,20 +72,19 @@ class Digests:
             if is_left.is_set():
                 raise _LeftError
 
-        with ThreadPoolExecutor(THREADS, "digest") as readers:
-            running: set[Future[str]] = {readers.submit(self._read, state, came) for state in unknown}
-            try:
-                while running:
-                    check_cancelled()
-                    progress(done[0], total)
-                    finished, running = wait(running, CHECK_SECONDS, FIRST_COMPLETED)
-                    for each in finished:
-                        each.result()
-            except BaseException:
-                is_left.set()
-                for each in running:
-                    each.cancel()
-                raise
+        readers = ThreadPoolExecutor(THREADS, "digest")
+        running: set[Future[str]] = {readers.submit(self._read, state, came) for state in unknown}
+        try:
+            while running:
+                check_cancelled()
+                progress(done[0], total)
+                finished, running = wait(running, CHECK_SECONDS, FIRST_COMPLETED)
+                for each in finished:
+                    each.result()
+        finally:
+            # Who leaves does not wait for a disk that does not answer: readers end with the piece that they are at.
+            is_left.set()
+            readers.shutdown(wait=False, cancel_futures=True)
 
     def of_component(self, files: Iterable[Path], *, config: Path, class_name: str, dtype: str, role: str = "") -> str:
         """Identity of a component: the same for the same weights, class, configuration and element type.

@@ -73,6 +73,7 @@ from .engine import Cancelled, Engine, Request
 from .fairness import Entrant
 from .generation import STEP_SECONDS_BOUNDS, Generation, failure
 from .ledger import Ledger
+from .load_deadline import LoadDeadline
 from .load_pace import LoadPace
 from .loading import Live, Loader, Wanted
 from .memory_counts import MemoryCounts
@@ -110,6 +111,7 @@ class _Task:
     is_cancelled: bool = False
     request: Request | None = None
     adapted: Adapted | None = None
+    deadline: LoadDeadline | None = None
     context: RequestContext = field(default_factory=request_context.current)
 
 
@@ -176,6 +178,7 @@ class Worker:
             ),
             embeddings=embeddings,
         )
+        self._load_allowance = settings.load_timeout, settings.load_bytes_per_second
         self._variants = Variants(construction)
         self._step_seconds = Observations(STEP_SECONDS_BOUNDS)
         self._pipelines: dict[str, Live] = {}
@@ -294,6 +297,12 @@ class Worker:
         if task.is_cancelled or self._closed.is_set():
             raise Cancelled
 
+    def _check_load(self, task: _Task) -> None:
+        """Raises what ends a load that is on its way."""
+        self._check_cancelled(task)
+        if task.deadline is not None:
+            task.deadline.check(time.monotonic())
+
     def _find(self, pipeline: str) -> Live:
         live = self._pipelines.get(pipeline)
         if live is None:
@@ -308,12 +317,16 @@ class Worker:
         build: Callable[[_Task, Wanted], Sequence[Event]],
     ) -> None:
         """On a thread of its own: a long download holds nobody up. What follows takes its turn."""
+        task.deadline = LoadDeadline(*self._load_allowance)
+        task.deadline.resume(time.monotonic())
         try:
-            self._check_cancelled(task)
-            fetched = self._loader.fetch(wanted, access, _paced(task.emit), lambda: self._check_cancelled(task))
+            self._check_load(task)
+            fetched = self._loader.fetch(wanted, access, _following(task), partial(self._check_load, task))
         except BaseException as raised:
             self._end(task, _bare(raised))
         else:
+            # Until its turn comes, which others decide.
+            task.deadline.pause(time.monotonic())
             self._loads.submit(self._answer, task, lambda: build(task, fetched))
 
     def _plan(self, task: _Task, command: Plan) -> Sequence[Event]:
@@ -321,22 +334,26 @@ class Worker:
 
     def _load(self, task: _Task, recipe: Recipe) -> Sequence[Event]:
         name = task.command.pipeline
-        return self._bring(task, lambda check: self._loader.load(name, recipe, _paced(task.emit), check))
+        return self._bring(task, lambda check: self._loader.load(name, recipe, _following(task), check))
 
     def _derive(self, task: _Task, derivation: Derivation | None) -> Sequence[Event]:
         command = task.command
         source = self._find(command.source)
         return self._bring(
             task,
-            lambda check: self._loader.derive(command.pipeline, source, derivation, command.settings, task.emit, check),
+            lambda check: self._loader.derive(
+                command.pipeline, source, derivation, command.settings, _following(task), check
+            ),
         )
 
     def _bring(self, task: _Task, build: Callable[[Callable[[], None]], Live]) -> Sequence[Event]:
         """Has a pipeline built and makes it known."""
         error: BaseException | None = None
+        if task.deadline is not None:
+            task.deadline.resume(time.monotonic())
         try:
             with traces.span("build", task.context.trace, worker=task.context.worker):
-                live = build(lambda: self._check_cancelled(task))
+                live = build(partial(self._check_load, task))
             self._residency.keep(task.command.pipeline, task.command.keep)
             self._register(task, task.command.pipeline, live)
         except BaseException as raised:
@@ -606,11 +623,13 @@ class Worker:
             )
 
 
-def _paced(emit: Emit) -> Callable[[LoadProgress], None]:
-    """Adds to what is told of a load when its phase will end."""
-    pace = LoadPace()
+def _following(task: _Task) -> Callable[[LoadProgress], None]:
+    """Adds to what is told of a load when its phase will end, and gives it time for the bytes that it has."""
+    pace, emit = LoadPace(), task.emit
 
     def tell(told: LoadProgress) -> None:
+        if task.deadline is not None:
+            task.deadline.note(told.phase, told.completed_bytes, told.total_bytes)
         remaining = pace.remaining(told.phase, told.completed_bytes, told.total_bytes, time.monotonic())
         emit(told if remaining is None else replace(told, expected_end_time=time.time() + remaining))
 
