@@ -3,15 +3,17 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from denoised import Client
 from denoised.cli import app
 from denoised.cli.console import segments
-from denoised.cli.top import View, picture
+from denoised.cli.top import View, Watched, picture
 from denoised.v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
 from denoised.values import from_proto
 from PIL import Image
@@ -252,9 +254,44 @@ def test_top_shows_workers_and_what_is_busy_first(daemon: FakeDaemon) -> None:
     run("load", "demo", "--id", "apples")
     lines = run("top", "--once", "--interval", "0.2").stdout.splitlines()
     assert daemon.target in lines[0]
-    (worker,) = [line for line in lines if line.startswith("workers/0")]
+    worker, memory = [line for line in lines if line.startswith("workers/0")]
     assert "active" in worker
+    assert "····" in memory
     assert any(line.startswith("apples ") for line in lines)
+
+
+def test_top_shows_what_memory_is_used_for_and_where_weights_are() -> None:
+    memory = worker_service_pb2.DeviceMemory(
+        total_bytes=40 << 30,
+        budget_bytes=36 << 30,
+        weight_bytes=16 << 30,
+        reserved_bytes=4 << 30,
+        working_set_bytes=4 << 30,
+        cached_bytes=2 << 30,
+        unaccounted_bytes=1 << 30,
+        free_bytes=13 << 30,
+    )
+    pipeline = pipeline_service_pb2.Pipeline(
+        name="pipelines/apples", device_bytes=3 << 30, disk_bytes=2 << 30, residency=pipeline_service_pb2.RESIDENCY_DISK
+    )
+    view = View("here", "1", 1.0, [worker_service_pb2.Worker(name="workers/0", memory=memory)], [pipeline])
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(picture(view, view))
+    lines = console.export_text().splitlines()
+    (row,) = [line for line in lines if "█▓" in line]
+    assert row.split()[1] == "█" * 20 + "▓" * 4 + "▒" * 2 + "░" + "·" * 13
+    assert " ".join(row.split()[2:]) == "20 GiB 4 GiB 2 GiB 1 GiB 13 GiB"
+    assert any(line.startswith("apples") and "███░░ disk" in line for line in lines)
+
+
+def test_top_follows_the_stream_of_workers(daemon: FakeDaemon) -> None:
+    with Client(daemon.target) as client:
+        watched = Watched(client, 0.2)
+        assert [worker.running_count for worker in watched.latest] == [0]
+        end = time.monotonic() + 20
+        while watched.latest[0].running_count != 1:
+            assert time.monotonic() < end, "the second message changes nothing"
+            time.sleep(0.01)
 
 
 def test_top_counts_what_happened_between_two_views() -> None:

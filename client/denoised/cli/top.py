@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,14 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from ..client import Client
+from ..errors import DenoisedError
 from ..units import format_bytes
 from ..v1 import generation_service_pb2, pipeline_service_pb2, worker_service_pb2
-from .console import ago, bar, until
+from .console import ago, bar, segments, until
 from .options import DefaultTarget, Target, Token, connect
+from .pipelines import residency
+from .workers import memory_parts
 
 # Those that are furthest come first; a longer list would push itself off the screen.
 MAX_GENERATIONS = 20
 BAR_WIDTH = 20
+# What a device's memory is used for: each block's heading, and its colour in the bar.
+MEMORY = {"█": ("WEIGHTS", "green"), "▓": ("WORKING SET", "yellow"), "▒": ("CACHE", "blue"), "░": ("IN NO BOOK", "red")}
+MEMORY_WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +44,37 @@ class View:
     generations: Sequence[generation_service_pb2.Generation] = ()
 
     @classmethod
-    def of(cls, client: Client) -> View:
+    def of(cls, client: Client, workers: Sequence[worker_service_pb2.Worker] | None = None) -> View:
         return cls(
             target=client.target,
             version=client.server_info().version,
             time=time.monotonic(),
-            workers=client.workers(),
+            workers=client.workers() if workers is None else workers,
             pipelines=[pipe.info for pipe in client.pipelines()],
             # Not those that are over and wait for their callers.
             generations=[job.info for job in client.generations() if not job.info.HasField("end_time")],
         )
+
+
+class Watched:
+    """The workers as the daemon told of each last."""
+
+    def __init__(self, client: Client, interval: float) -> None:
+        self._client, self._interval = client, interval
+        self._workers = {worker.name: worker for worker in client.workers()}
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def latest(self) -> list[worker_service_pb2.Worker]:
+        return list(self._workers.values())
+
+    def _watch(self) -> None:
+        while True:
+            # What is wrong is told by whatever else is asked of the daemon; it may be back soon.
+            with suppress(DenoisedError):
+                for told in self._client.watch_workers(self._interval):
+                    self._workers[told.worker.name] = told.worker
+            time.sleep(self._interval)
 
 
 def top(
@@ -56,7 +85,9 @@ def top(
 ) -> None:
     """Watch devices, pipelines, queues and steps live. Ctrl-C leaves.
 
+    Memory is the whole device: weights, what calls work in, what the allocator keeps, what is in no book, and the rest.
     CALLS and BATCHES are of the last interval, each second; JOINED is the share of calls that shared a batch then.
+    RESIDENCY is the share of a pipeline's weights that is on the device, and the lowest place where some are.
     The generations are those that you may see, the furthest first.
 
     [bold]Example[/bold]
@@ -68,10 +99,11 @@ def top(
             time.sleep(min(interval, 1.0))
             Console().print(picture(View.of(client), view))
             return
+        watched = Watched(client, interval)
         with Live(picture(view, view), screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
-                before, view = view, View.of(client)
+                before, view = view, View.of(client, watched.latest)
                 live.update(picture(view, before), refresh=True)
 
 
@@ -92,6 +124,7 @@ def picture(view: View, before: View) -> RenderableType:
     parts: list[RenderableType] = [
         head,
         workers_table(view.workers, earlier, seconds),
+        memory_table(view.workers),
         pipelines_table(view.pipelines),
     ]
     if view.generations:
@@ -130,8 +163,24 @@ def workers_table(
     return table
 
 
+def memory_table(workers: Sequence[worker_service_pb2.Worker]) -> Table:
+    headings = [Text.assemble((block, color), f" {name}") for block, (name, color) in MEMORY.items()]
+    table = _table("WORKER", "MEMORY", right=(*headings, "· FREE"))
+    for worker in workers:
+        memory = worker.memory
+        bar = Text(segments(memory_parts(memory), memory.total_bytes, MEMORY_WIDTH))
+        for block, (_, color) in MEMORY.items():
+            bar.highlight_regex(block, color)
+        sizes = (*(size for _, size in memory_parts(memory)), memory.free_bytes)
+        table.add_row(worker.name, bar, *map(format_bytes, sizes))
+    return table
+
+
 def pipelines_table(pipelines: Sequence[pipeline_service_pb2.Pipeline]) -> Table:
-    table = _table("PIPELINE", "CLASS", "STATE", "WORKER", right=("RUNNING", "EXCLUSIVE", "SHARED", "IDLE", "EXPIRES"))
+    table = _table(
+        *("PIPELINE", "CLASS", "STATE", "WORKER", "RESIDENCY"),
+        right=("RUNNING", "EXCLUSIVE", "SHARED", "IDLE", "EXPIRES"),
+    )
     # What is busy first.
     for info in sorted(pipelines, key=lambda info: -info.generation_count):
         state = pipeline_service_pb2.Pipeline.State.Name(info.state).removeprefix("STATE_").lower()
@@ -140,6 +189,7 @@ def pipelines_table(pipelines: Sequence[pipeline_service_pb2.Pipeline]) -> Table
             info.pipeline_class,
             Text(state, "green" if state == "active" else "yellow"),
             info.worker.removeprefix("workers/"),
+            residency(info),
             Text(str(info.generation_count), "bold green" if info.generation_count else "dim"),
             format_bytes(info.exclusive_bytes),
             format_bytes(info.shared_bytes),
@@ -168,10 +218,10 @@ def generations_table(generations: Sequence[generation_service_pb2.Generation]) 
     return table
 
 
-def _table(*left: str, right: Sequence[str]) -> Table:
+def _table(*left: str, right: Sequence[str | Text]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for title in left:
         table.add_column(title, no_wrap=True)
-    for title in right:
-        table.add_column(title, justify="right", no_wrap=True)
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table

@@ -141,13 +141,17 @@ def _memory_row(worker: pb.Worker) -> list[str]:
 
 def device_bar(memory: pb.DeviceMemory) -> str:
     """What a device's memory is used for, in one picture."""
-    parts = (
+    return segments(memory_parts(memory), memory.total_bytes)
+
+
+def memory_parts(memory: pb.DeviceMemory) -> tuple[tuple[str, int], ...]:
+    """Bytes of each use of a device's memory, and the block that stands for it."""
+    return (
         ("█", memory.weight_bytes + memory.reserved_bytes),
         ("▓", memory.working_set_bytes),
         ("▒", memory.cached_bytes),
-        ("░", memory.unaccounted_bytes),
+        ("░", max(0, memory.unaccounted_bytes)),
     )
-    return segments(parts, memory.total_bytes)
 
 
 def _row(worker: pb.Worker) -> list[str]:
