@@ -17,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format generate polyglot peers faults fuzz soak bench lock audit sbom clean
+.PHONY: help demo serve test check format generate polyglot peers faults fuzz evict soak bench lock audit sbom clean
 .PHONY: monitoring pictures kubernetes
 .PHONY: envoy image torchvision
 
@@ -90,6 +90,9 @@ envoy: $(READY) ## run the Envoy example before two live daemons
 image: $(READY) ## build the image for the CPU without a container daemon, and run it; needs root
 	deploy/tools.sh image
 	$(BIN)/python -m pytest -m tools tests/containers
+
+evict: $(READY) ## run the parity suite while every component leaves the device between its calls
+	DENOISED_EVICT=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile tests/parity
 
 fuzz: $(READY) ## the fuzzing's long mode; prints what was sent and how it was answered
 	DENOISED_FUZZ=long $(BIN)/python -m pytest --timeout 3600 tests/fuzz

@@ -41,10 +41,14 @@ def sdxl_checkpoint(checkpoint_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path) -> Iterator[Daemon]:
-    """A daemon that tests share; those that harm theirs start one of their own."""
+    """A daemon that tests share; those that harm theirs start one of their own.
+
+    With DENOISED_EVICT=1 everything leaves its device all the time.
+    """
     from tests.daemon import Daemon
 
-    with Daemon(tmp_path_factory.mktemp("state"), allow=[checkpoint_dir]) as running:
+    worker = "tests.parity.restless:RestlessWorker" if os.environ.get("DENOISED_EVICT") else ""
+    with Daemon(tmp_path_factory.mktemp("state"), allow=[checkpoint_dir], worker=worker) as running:
         yield running
 
 

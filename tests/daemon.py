@@ -27,13 +27,33 @@ def _read(stream: TextIO, take: Callable[[str], object]) -> None:
             take(line)
 
 
+# `denoised serve`, whose workers run the class that its first argument names.
+OTHER_WORKER = """
+import functools, sys
+from denoised.cli import app
+from denoised_server import server
+
+server.main = functools.partial(server.main, worker=sys.argv.pop(1))
+app(prog_name="denoised")
+"""
+
+
 class Daemon:
-    """Started by making one; use it with `with`. `variables` are added to its environment."""
+    """Started by making one; use it with `with`. `worker` is another class for its workers than the real one;
+    `variables` are added to its environment.
+    """
 
     def __init__(
-        self, state_dir: Path, *options: str, allow: Iterable[Path] = (), threads: int = 1, **variables: str
+        self,
+        state_dir: Path,
+        *options: str,
+        allow: Iterable[Path] = (),
+        threads: int = 1,
+        worker: str = "",
+        **variables: str,
     ) -> None:
-        command = [sys.executable, "-m", "denoised", "serve", "--state-dir", str(state_dir), "--device", "cpu"]
+        program = ["-c", OTHER_WORKER, worker] if worker else ["-m", "denoised"]
+        command = [sys.executable, *program, "serve", "--state-dir", str(state_dir), "--device", "cpu"]
         command += ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0", "--threads", str(threads)]
         for folder in allow:
             command += ["--allow-dir", str(folder)]

@@ -142,6 +142,20 @@ def test_who_has_the_turn_gets_weights_also_while_the_thread_that_brings_waits_f
     until(lambda: there.tier is Tier.DISK and house.ledger.free_bytes >= 0)
 
 
+def test_a_call_whose_weights_leave_again_before_it_runs_waits_for_them_again(build: Callable[..., House]) -> None:
+    house = build(room=4)
+    wanted = house.add("a")
+    with house.construction.turn():
+        house.residency.offload(nn.Identity())
+        waiting = claimed(house, wanted)
+        until(lambda: waiting.is_present)
+        # It was told that they are there; before its turn a call that ran out of memory has them leave.
+        house.residency.offload(nn.Identity())
+        assert not house.residency.has(waiting)
+        until(lambda: house.residency.has(waiting))
+    house.residency.release(waiting)
+
+
 def test_a_call_is_told_when_what_cannot_leave_keeps_it_out_for_ever(build: Callable[..., House]) -> None:
     # The host's memory would take half a component: with none at all, this was noticed.
     house = build(room=1.5, host=0.5)

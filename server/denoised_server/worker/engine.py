@@ -304,7 +304,7 @@ class Engine:
             if claim.error is not None:
                 self._residency.release(claim)
                 self._resume(pending.call.runner, Outcome(error=claim.error))
-            elif claim.is_present:
+            elif self._residency.has(claim):
                 self._coalescing.add(pending)
             else:
                 self._absent.append(pending)

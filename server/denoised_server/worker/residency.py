@@ -172,6 +172,13 @@ class Residency:
                 self._wait(claim)
         return claim
 
+    def has(self, claim: Claim) -> bool:
+        """Whether all of it is there. If not, the claim waits; one that was told so may find that it has left since."""
+        with self._lock:
+            if not claim.is_present:
+                self._wait(claim)
+            return claim.is_present
+
     def enter(self, claim: Claim) -> bool:
         """Whether all of it is there; if so, it is until `leave`. If not, the claim waits again."""
         with self._lock:
