@@ -685,6 +685,12 @@ class Snapshot:
     embedding_hits: int = 0
     embedding_bytes: int = 0
 
+    @property
+    def shared_saved_bytes(self) -> int:
+        """What more would be held if nothing were shared; of what is only on disk nothing would."""
+        held = [part for part in self.components if part.pipelines and part.residency != "disk"]
+        return sum(part.weight_bytes * (len(part.pipelines) - 1) for part in held)
+
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:

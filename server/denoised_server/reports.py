@@ -157,9 +157,7 @@ class Reports(Collector):
                 memory.add_metric([worker, kind], getattr(snapshot, f"{kind}_bytes"))
             for kind in OTHER_MEMORY_KINDS:
                 memory.add_metric([worker, kind], getattr(snapshot.memory, f"{kind}_bytes"))
-            saved.add_metric(
-                [worker], sum(part.weight_bytes * (len(part.pipelines) - 1) for part in snapshot.components)
-            )
+            saved.add_metric([worker], snapshot.shared_saved_bytes)
             kinds.add_metric([worker, "verified"], snapshot.verified_kinds)
             kinds.add_metric([worker, "refused"], snapshot.refused_kinds)
         yield from (up, memory, components, saved, kinds)

@@ -64,8 +64,7 @@ class WorkerView:
 
     @property
     def shared_saved_bytes(self) -> int:
-        held = self.snapshot.components if self.snapshot else ()
-        return sum(part.weight_bytes * (len(part.pipelines) - 1) for part in held if part.pipelines)
+        return self.snapshot.shared_saved_bytes if self.snapshot else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,12 @@ def test_gauges_show_the_last_that_was_told(metrics: Metrics) -> None:
     assert read(metrics, "denoised_pipelines", state="loading") == 1
 
 
+def test_what_is_only_on_disk_saves_nothing_by_being_shared(metrics: Metrics) -> None:
+    away = HeldComponent("sha-away", "VAE", 5_000, ("pipelines/a", "pipelines/b"), "disk")
+    metrics.worker_reported("workers/0", replace(SNAPSHOT, components=(*SNAPSHOT.components, away)))
+    assert read(metrics, "denoised_shared_saved_bytes", worker="workers/0") == 2_000
+
+
 def test_snapshots_show_memory_and_work(metrics: Metrics) -> None:
     metrics.worker_reported("workers/0", SNAPSHOT)
     assert read(metrics, "denoised_device_memory_bytes", worker="workers/0", kind="weight") == 3_000
