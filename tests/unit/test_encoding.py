@@ -117,9 +117,11 @@ def test_each_picture_is_a_job_of_its_own_with_its_size_and_seed() -> None:
     ("images", "media_type", "is_light"),
     [
         ([Image.new("RGB", (64, 64))], "application/x-ndarray", True),
-        ([Image.new("RGB", (64, 64))], "image/png", False),
+        ([Image.new("RGB", (64, 64))], "image/png", True),
+        ([Image.new("RGB", (256, 256))], "image/png", False),
         ([Image.new("RGB", (2048, 2048))], "application/x-ndarray", False),
-        ([Picture("RGB", (64, 64), lambda: Image.new("RGB", (64, 64)))], "application/x-ndarray", False),
+        ([Picture("RGB", (64, 64), lambda: Image.new("RGB", (64, 64)))], "application/x-ndarray", True),
+        ([Picture("RGB", (256, 256), lambda: Image.new("RGB", (256, 256)))], "application/x-ndarray", False),
         (np.zeros((1, 8, 8, 3)), "image/png", True),
         (np.zeros((1, 512, 512, 3)), "image/png", False),
     ],

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from denoised.errors import PipelineRejectedError
+from denoised.errors import InternalError, PipelineRejectedError
 from denoised_server.messages import Done, Failed, Finished, Generate, NoiseScheduler, Progress
+from denoised_server.worker.batches import Batches
+from denoised_server.worker.fusing import Fusing
 from PIL import Image
 
 from tests.unit.worker_driver import Driver, Running, finished, images
@@ -234,3 +236,38 @@ def test_where_lists_fail_only_what_fails_alone_fails(driver: Driver) -> None:
     with pytest.raises(PipelineRejectedError):
         running[3].result()
     assert fused(driver) == 0
+
+
+def test_a_proof_does_not_outlive_its_pipeline(driver: Driver) -> None:
+    for running in at_once(driver, [request(0), request(1)]):
+        running.result()
+    assert driver.unload(NAME) > 0
+    assert not driver.worker._engine._shadows
+    assert not driver.worker._engine._running
+
+
+def test_whoever_waits_for_others_may_leave_and_runs_when_the_device_is_free(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = images(driver.generate(NAME, forbid=True, **request(1)).result())
+    monkeypatch.setattr(Fusing, "gathers", lambda *_, **__: True)
+    busy = driver.generate(NAME, **request(0, num_inference_steps=500))
+    while not driver.worker._engine._running:
+        time.sleep(0.001)
+    waiting, leaving = (driver.generate(NAME, **request(index)) for index in (1, 2))
+    leaving.cancel()
+    assert leaving.result() == []
+    assert driver.worker._engine._gathering
+    busy.cancel()
+    close(images(waiting.result()), expected)
+
+
+def test_what_goes_wrong_beside_a_batch_is_its_own(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "run", broken)
+        with pytest.raises(InternalError):
+            driver.generate(NAME, **request(0)).result()
+    driver.generate(NAME, **request(0)).result()

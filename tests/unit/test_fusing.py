@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from denoised_server.worker.fusing import PROOFS, REQUESTS_PER_PROOF, Fusing
+from denoised_server.worker.fusing import PATIENCE, PROOFS, REQUESTS_PER_PROOF, Fusing
 
 
 def fusing(limit: int = 8, worth: Callable[[Hashable, Sequence[int]], int] = lambda key, rows: len(rows)) -> Fusing:
@@ -82,3 +82,27 @@ def test_a_group_that_fails_was_too_large() -> None:
     assert sizes(policy, "kind", 8) == [4, 4]
     policy.failed("kind", 2)
     assert sizes(policy, "kind", 8) == [1] * 8
+
+
+def test_a_few_that_are_back_wait_for_others_that_are_about_to_be() -> None:
+    policy, long, soon, late = fusing(limit=8), 10.0, 0.5, 5.0
+    policy.wants_proof("kind", 2)
+    policy.judge("kind", True)
+    assert not policy.gathers("kind", 2, 0.0, [soon], now=100.0), "nothing is known of how long a run takes"
+    policy.ended("kind", long, now=100.0)
+    assert policy.gathers("kind", 2, 0.0, [soon], now=101.0)
+    assert policy.gathers("kind", 2, 0.0, [], now=100.01), "those of the run that has just ended"
+    assert not policy.gathers("kind", 2, 0.0, [], now=101.0), "nobody is about to come"
+    assert not policy.gathers("kind", 2, 0.0, [late], now=101.0), "it would be a wait"
+    assert not policy.gathers("kind", 2, long * PATIENCE, [soon], now=101.0), "it has waited"
+    assert not policy.gathers("kind", 8, 0.0, [soon], now=101.0), "they are as many as run as one"
+
+
+def test_what_never_runs_as_one_waits_for_nobody() -> None:
+    policy = fusing()
+    policy.ended("kind", 10.0, now=100.0)
+    assert not policy.gathers("kind", 2, 0.0, [0.5], now=101.0), "nothing is proven"
+    policy.wants_proof("kind", 2)
+    policy.judge("kind", False)
+    assert not policy.gathers("kind", 2, 0.0, [0.5], now=101.0)
+    assert not policy.gathers("unknown", 2, 0.0, [0.5], now=101.0)

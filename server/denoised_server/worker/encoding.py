@@ -19,8 +19,9 @@ from PIL import Image
 from . import recordings
 from .pictures import Picture
 
-# Copied faster than another thread wakes up.
+# Copied, or made and compressed, faster than another thread wakes up and takes its turns with the engine's.
 RAW_BYTES = 1 << 20
+COMPRESSED_BYTES = 1 << 15
 
 Job: TypeAlias = Callable[[], list[Output]]
 
@@ -32,7 +33,7 @@ class Encoding:
         jobs: Each encodes some of its outputs.
         fields: What is no media.
         field_names: All of its fields, in order.
-        is_light: Whether all of the jobs together take less than waking another thread.
+        is_light: Whether all of the jobs together take less than having another thread do them.
     """
 
     def __init__(
@@ -61,17 +62,21 @@ class Encoding:
             self.fields[name] = media.pack(value)
 
     def _is_light(self, values: Any) -> bool:
-        size = 0
+        if self._command.media_type in recordings.FIELDS.values():
+            return False
+        copied = made = 0
         for value in values:
             if isinstance(value, torch.Tensor | np.ndarray):
-                size += value.nbytes
-            elif are_images(value) and self._command.media_type == NDARRAY:
-                if any(isinstance(image, Picture) for image in value):
-                    return False
-                size += sum(image.width * image.height * len(image.getbands()) for image in value)
-            elif are_images(value) or are_videos(value):
+                copied += value.nbytes
+            elif are_images(value):
+                size = sum(image.width * image.height * len(image.getbands()) for image in value)
+                if self._command.media_type == NDARRAY and not any(isinstance(image, Picture) for image in value):
+                    copied += size
+                else:
+                    made += size
+            elif are_videos(value):
                 return False
-        return size <= RAW_BYTES and self._command.media_type not in recordings.FIELDS.values()
+        return copied <= RAW_BYTES and made <= COMPRESSED_BYTES
 
     def _recordings(self, name: str, value: Any) -> list[Output]:
         return [

@@ -8,6 +8,7 @@ Nothing else on this thread switches, so requests need no locks against each oth
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from . import joining
-from .batches import Batches, Call, Costs, Outcome
+from .batches import Batches, Call, Costs, Outcome, Ran
 from .coalescing import Coalescing, Pending
 from .construction import Construction
 from .embeddings import Embeddings
@@ -95,6 +96,7 @@ class Request:
         self.kind = None if alone else work.kind
         self.entrant, self.pipeline = entrant or Entrant(), pipeline
         self.is_cancelled = False
+        self.arrival = 0.0
         self.costs = Costs()
 
 
@@ -115,8 +117,14 @@ class _Runner(Caller):
             request.costs = self.costs
         self.changes = self.overlay = Overlay(self.work.randomness)
         self.visit = Visit(first.pipeline)
+        self.began = time.monotonic()
         self.pending: Pending[_Waiting] | None = None
         self.is_parked = False
+
+    def remaining(self, now: float) -> float:
+        """Seconds until it ends, at the pace that it had."""
+        share = self.work.done()
+        return (now - self.began) * (1 - share) / share if share else math.inf
 
     def call(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.hub.switch((method, args, kwargs))
@@ -158,7 +166,12 @@ class Engine:
         # Calls whose components are not all on the device.
         self._absent: list[Pending[_Waiting]] = []
         self._inbox: deque[Request] = deque()
+        # Those that wait for others of their kind.
+        self._gathering: list[Request] = []
         self._answers: deque[tuple[Request, Any]] = deque()
+        # What runs to prove something, and nobody waits for.
+        self._shadows: set[Request] = set()
+        self._shadow_ended = threading.Condition()
         self._woken, self._closed = threading.Event(), False
         self._turn_began = 0.0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -178,6 +191,16 @@ class Engine:
         request.is_cancelled = True
         self._woken.set()
 
+    def drop_proofs(self, pipeline: str) -> None:
+        """Ends what nobody waits for of a pipeline whose weights are about to go; returns when none of it is left."""
+        with self._shadow_ended:
+            for shadow in self._shadows:
+                if shadow.pipeline == pipeline:
+                    self.cancel(shadow)
+            self._shadow_ended.wait_for(
+                lambda: self._closed or all(shadow.pipeline != pipeline for shadow in self._shadows)
+            )
+
     @property
     def stops(self) -> Mapping[str, int]:
         """Batches by why they were not larger."""
@@ -192,6 +215,8 @@ class Engine:
     def close(self) -> None:
         self._closed = True
         self._woken.set()
+        with self._shadow_ended:
+            self._shadow_ended.notify_all()
         self._thread.join()
 
     def _loop(self) -> None:
@@ -229,18 +254,25 @@ class Engine:
         self._take_present()
         if batch := self._enter(self._coalescing.next(time.monotonic())):
             self._run_batch(batch)
-        return bool(len(self._coalescing) or self._inbox or self._answers)
+        return bool(len(self._coalescing) or self._inbox or self._gathering or self._answers)
 
     def _start_new(self, hub: greenlet.greenlet) -> None:
-        """Those that have come since the last turn and are of one kind may run as one."""
+        """Those that have come and are of one kind may run as one."""
         arrived: dict[Hashable, list[Request]] = {}
+        requests, self._gathering, now = self._gathering, [], time.monotonic()
         while self._inbox:
             request = self._inbox.popleft()
+            request.arrival = now
+            requests.append(request)
+        for request in requests:
             if request.is_cancelled:
                 request.finish(request, Outcome(error=Cancelled()))
             else:
                 arrived.setdefault(request if request.kind is None else request.kind, []).append(request)
         for kind, requests in arrived.items():
+            if self._gathers(kind, requests, now):
+                self._gathering += requests
+                continue
             if self._fusing.wants_proof(kind, len(requests)):
                 self._prove(requests[0])
             for group in self._fusing.groups(kind, requests):
@@ -249,6 +281,13 @@ class Engine:
                 for entrant in runner.entrants:
                     self._coalescing.enter(entrant)
                 self._switch(runner, runner.switch)
+
+    def _gathers(self, kind: Hashable, requests: Sequence[Request], now: float) -> bool:
+        """Whether they wait for others; only while calls are pending, so that the device never does."""
+        if not len(self._coalescing) or any(request.entrant.deadline is not None for request in requests):
+            return False
+        ends = (runner.remaining(now) for runner in self._running if runner.requests[0].kind == kind)
+        return self._fusing.gathers(kind, len(requests), now - requests[0].arrival, ends, now)
 
     def _prove(self, request: Request) -> None:
         """Runs beside a request another one of its kind, and both as one, and compares."""
@@ -271,10 +310,22 @@ class Engine:
             finished(one, outcome)
             finish(one, outcome)
 
+        def finish_shadow(one: Request, outcome: Outcome) -> None:
+            finished(one, outcome)
+            with self._shadow_ended:
+                self._shadows.discard(one)
+                self._shadow_ended.notify_all()
+
         finish, request.finish = request.finish, finish_first
-        shadows = [Request(work, finished, entrant=Entrant("engine", priority=LAST)) for work in (like, both)]
+        entrants = [Entrant("engine", priority=LAST) for _ in (like, both)]
+        shadows = [
+            Request(work, finish_shadow, entrant=entrant, pipeline=request.pipeline)
+            for work, entrant in zip((like, both), entrants, strict=True)
+        ]
         for shadow in shadows:
             shadow.kind = None
+        with self._shadow_ended:
+            self._shadows.update(shadows)
         self._inbox.extend(shadows)
 
     def _cancel(self, runner: _Runner) -> None:
@@ -321,7 +372,7 @@ class Engine:
 
     def _run_batch(self, batch: list[Pending[_Waiting]]) -> None:
         began = time.perf_counter()
-        ran = self.batches.run([pending.call.call for pending in batch])
+        ran = self._guarded([pending.call.call for pending in batch])
         seconds = time.perf_counter() - began
         outcomes = list(zip(batch, ran.outcomes, strict=True))
         self._coalescing.put_back([pending for pending, outcome in outcomes if outcome is None])
@@ -342,6 +393,14 @@ class Engine:
         # Now that the next calls have claimed what they need: a component does not leave between two steps.
         for pending, outcome in outcomes:
             self._residency.leave(pending.call.claim, is_over=outcome is not None)
+
+    def _guarded(self, calls: list[Call]) -> Ran:
+        """Whatever goes wrong beside the components' own errors, it is theirs who asked: this thread serves others."""
+        try:
+            return self.batches.run(calls)
+        except Exception as error:
+            logger.exception("a batch of %s failed", calls[0].method)
+            return Ran([Outcome(error=error) for _ in calls])
 
     def _keep(self, waiting: _Waiting, outcome: Outcome | None) -> None:
         """Of a call that ran alone; where memory was short it may have run in parts."""
@@ -409,6 +468,9 @@ class Engine:
 
     def _end(self, runner: _Runner, outcome: Outcome) -> None:
         self._running.discard(runner)
+        if outcome.error is None:
+            now = time.monotonic()
+            self._fusing.ended(runner.requests[0].kind, now - runner.began, now)
         waiting = list(runner.waiting)
         for request in waiting:
             self._leave(runner, request)

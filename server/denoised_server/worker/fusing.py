@@ -8,8 +8,9 @@ runs by itself, and joins others at its calls.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +18,10 @@ T = TypeVar("T")
 
 # Kinds that are remembered.
 KINDS = 1024
+# The share of a run that those of its kind may be waited for, while the device has other work.
+PATIENCE = 0.15
+# Whoever asks for the next as soon as one is there is back within this. Seconds.
+RETURN_SECONDS = 0.03
 # A proof costs about what three requests cost: there may be a few at once, and then one for so many requests.
 PROOFS, REQUESTS_PER_PROOF = 4, 32
 
@@ -25,11 +30,14 @@ PROOFS, REQUESTS_PER_PROOF = 4, 32
 class _Kind:
     """`most` is how many were not found to be too many; None while nothing is proven, 1 when it came out otherwise.
 
-    `longest` is the call of such a request that takes longest: seconds, key and samples.
+    `longest` is the call of such a request that takes longest: seconds, key and samples. The last run ended at `ended`
+    and took `seconds`.
     """
 
     most: int | None = None
     longest: tuple[float, Hashable, int] = (0.0, None, 1)
+    ended: float = -math.inf
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -66,6 +74,24 @@ class Fusing:
         self._is_proving = False
         if is_equal is not None:
             self._find(kind).most = self.limit if is_equal else 1
+
+    def gathers(self, kind: Hashable, together: int, waited: float, ends: Iterable[float], now: float) -> bool:
+        """Whether so many that have waited so long rather wait on, because others of their kind are about to come back.
+
+        `ends` are the seconds until runs of the kind end. To be asked while the device has other work: those that start
+        one by one would run their pipelines' Python one by one, time and again.
+        """
+        known = self._kinds.get(kind)
+        if known is None or together >= (known.most or 1):
+            return False
+        left = PATIENCE * known.seconds - waited
+        return left > 0 and (now - known.ended < RETURN_SECONDS or any(end < left for end in ends))
+
+    def ended(self, kind: Hashable, seconds: float, now: float) -> None:
+        """A run of this kind has ended, after so many seconds."""
+        if kind is not None:
+            known = self._find(kind)
+            known.ended, known.seconds = now, seconds
 
     def called(self, kind: Hashable, key: Hashable, rows: int, seconds: float) -> None:
         """A request of this kind has made a call: with so many samples, in a batch that took so long."""

@@ -403,6 +403,7 @@ class Worker:
 
     def _unload(self, task: _Task) -> Sequence[Event]:
         pipeline, freed = task.command.pipeline, 0
+        self._engine.drop_proofs(pipeline)
         with self._lock:
             # What is still being loaded is its load's to let go of, which was cancelled before this came.
             is_held = self._pipelines.pop(pipeline, None) is not None
