@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,26 @@ def assert_nothing_is_left(client: denoised.Client) -> None:
     assert memory.weight_bytes == memory.reserved_bytes == 0
 
 
-def expected(checkpoint: Path, mapping: dict[str, Any]) -> Any:
-    local = diffusers.AutoPipelineForText2Image.from_pretrained(
+def torchao_int8() -> Any:
+    return importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
+
+
+def local(checkpoint: Path, mapping: dict[str, Any]) -> Any:
+    pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
         checkpoint,
         torch_dtype=torch.float32,
         quantization_config=diffusers.PipelineQuantizationConfig(quant_mapping=mapping),
     )
-    local.set_progress_bar_config(disable=True)
-    return local(generator=torch.Generator().manual_seed(1), **CALL).images
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pictures(pipe: Any) -> Any:
+    return pipe(generator=torch.Generator().manual_seed(1), **CALL).images
+
+
+def expected(checkpoint: Path, mapping: dict[str, Any]) -> Any:
+    return pictures(local(checkpoint, mapping))
 
 
 @needs_quanto
@@ -84,7 +96,7 @@ def test_quanto_makes_the_pictures_that_diffusers_makes(client: denoised.Client,
 
 @needs_torchao
 def test_torchao_makes_the_pictures_that_diffusers_makes(client: denoised.Client, sd_checkpoint: Path) -> None:
-    int8 = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
+    int8 = torchao_int8()
     mapping = {"unet": diffusers.TorchAoConfig(int8)}
     pipe = Auto.from_pretrained(sd_checkpoint, quantization_config=mapping, client=client)
     np.testing.assert_array_equal(pipe(seed=1, batching="forbid", **CALL).images, expected(sd_checkpoint, mapping))
@@ -107,16 +119,47 @@ def test_quantised_components_are_smaller_and_shared_only_among_each_other(
         Auto.from_pretrained(sd_checkpoint, unet=one["unet"], client=client)
 
 
-@needs_quanto
-def test_adapters_do_not_go_onto_quantised_components(
-    client: denoised.Client, sd_checkpoint: Path, checkpoint_dir: Path
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(lambda: diffusers.QuantoConfig(weights_dtype="int8"), id="quanto", marks=needs_quanto),
+        pytest.param(lambda: diffusers.TorchAoConfig(torchao_int8()), id="torchao", marks=needs_torchao),
+    ],
+)
+def test_adapters_go_beside_quantised_weights_as_in_diffusers(
+    client: denoised.Client, sd_checkpoint: Path, checkpoint_dir: Path, config: Callable[[], Any]
 ) -> None:
     unet = diffusers.UNet2DConditionModel.from_pretrained(sd_checkpoint, subfolder="unet")
     file = adapter_files.lora(checkpoint_dir / "onto-quantised" / "lora.safetensors", unet=unet)
-    pipe = Auto.from_pretrained(sd_checkpoint, quantization_config={"unet": INT8}, client=client)
-    with pytest.raises(errors.AdapterMismatchError, match="a unet that is quantised"):
-        pipe.load_lora_weights(file.parent, weight_name=file.name)
-    assert client.workers()[0].memory.reserved_bytes == 0
+    here = local(sd_checkpoint, {"unet": config()})
+    bare = pictures(here)
+    here.load_lora_weights(file, adapter_name="style")
+    adapted = pictures(here)
+    here.set_adapters("style", 0.5)
+    half = pictures(here)
+    assert not np.array_equal(bare, adapted)
+    assert not np.array_equal(adapted, half)
+
+    pipe = Auto.from_pretrained(sd_checkpoint, quantization_config={"unet": config()}, client=client)
+    held = client.workers()[0].memory.weight_bytes
+
+    def made(**options: Any) -> Any:
+        return pipe(seed=1, batching="forbid", **CALL, **options).images
+
+    np.testing.assert_array_equal(made(), bare)
+    adapter = denoised.Adapter(file.parent, weight_name=file.name)
+    np.testing.assert_array_equal(made(adapters=[adapter]), adapted)
+    np.testing.assert_array_equal(made(), bare)
+    pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="style")
+    np.testing.assert_array_equal(made(), adapted)
+    pipe.set_adapters("style", 0.5)
+    np.testing.assert_array_equal(made(), half)
+    with pytest.raises(errors.AdapterMismatchError, match="fuse_lora does not work on a unet that is quantised"):
+        pipe.fuse_lora()
+    np.testing.assert_array_equal(made(), half)
+    pipe.unload_lora_weights()
+    np.testing.assert_array_equal(made(), bare)
+    assert client.workers()[0].memory.weight_bytes < held + 2 * file.stat().st_size
 
 
 REFUSED = [

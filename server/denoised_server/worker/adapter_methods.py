@@ -11,6 +11,7 @@ from denoised_server.messages import LoadedAdapter
 from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .adaptation import IP_ADAPTER, LORA, TEXTUAL_INVERSION, Adaptation, Step
 from .twins import own_weights
@@ -145,6 +146,17 @@ def loaded_adapters(pipeline: DiffusionPipeline, adaptation: Adaptation) -> tupl
             lora.content in active,
         )
         for lora in adaptation.loras
+    )
+
+
+def writes_quantised(pipeline: DiffusionPipeline, step: Step, role: str, module: nn.Module) -> bool:
+    """Whether the call would write into weights that are quantised.
+
+    quanto's take nothing in, and nothing says so; torchao's would be quantised a second time.
+    """
+    written = _written(pipeline, step, role, module)
+    return any(
+        is_traceable_wrapper_subclass(parameter) for name, parameter in module.named_parameters() if name in written
     )
 
 

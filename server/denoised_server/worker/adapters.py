@@ -34,7 +34,7 @@ from torch import nn
 from . import adapter_methods as methods
 from . import ip_adapter, seam
 from .adaptation import Adaptation, File, Step
-from .components import ComponentStore, dtype_name, is_wrapped
+from .components import ComponentStore, dtype_name
 from .construction import Construction
 from .digests import Digests
 from .quotation import quote
@@ -244,10 +244,10 @@ class AdapterStore:
     ) -> Variant:
         modules = {role: part for role, part in parts.items() if isinstance(part, nn.Module)}
         for role, module in modules.items():
-            if is_wrapped(module):
+            if methods.writes_quantised(adapted.pipeline, step, role, module):
                 raise AdapterMismatchError(
                     f"{step.method} does not work on a {role} that is quantised.",
-                    hint="Load the pipeline without quantization_config for it.",
+                    hint="Leave the adapter beside its weights, or load it without quantization_config.",
                 )
         roots = {role: self._root(module) for role, module in modules.items()}
         identity = _identity(step, roots, key)

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from denoised_server.messages import HeldComponent
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import seam
 from .cargo import Cargo
@@ -51,11 +50,6 @@ class Held:
     @property
     def device_bytes(self) -> int:
         return self.weight_bytes if self.tier is Tier.DEVICE else self.weight_bytes - self.cargo.size
-
-
-def is_wrapped(module: nn.Module) -> bool:
-    """Whether some of its weights have no storage of their own, as quanto's and torchao's have none."""
-    return any(is_traceable_wrapper_subclass(parameter) for parameter in module.parameters())
 
 
 def dtype_name(module: nn.Module) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from . import seam
+from . import seam, tensors
 
 M = TypeVar("M", bound=nn.Module)
 # Where a twin says what it was made of.
@@ -53,7 +53,7 @@ class Fresh:
         for role, module in self.modules.items():
             known = _storages(originals[role]) if role in originals else set()
             for name, part, leaf, parameter in _parameters(module):
-                if parameter.untyped_storage().data_ptr() not in known:
+                if known.isdisjoint(_addresses(parameter)):
                     self.weights[f"{role}.{name}"] = part, leaf, parameter
 
     def replace(self, container: nn.Module) -> None:
@@ -97,4 +97,8 @@ def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Par
 
 
 def _storages(module: nn.Module) -> set[int]:
-    return {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    return {address for parameter in module.parameters() for address in _addresses(parameter)}
+
+
+def _addresses(parameter: nn.Parameter) -> set[int]:
+    return {part.untyped_storage().data_ptr() for part in tensors.plain(parameter)}
