@@ -55,8 +55,14 @@ VALUES = (
     "test_cfg",
     "test_callback_inputs",
     "test_callback_cfg",
+    "test_from_pipe_consistent_config",
+    "test_from_pipe_consistent_forward_pass",
 )
-CLASSES = (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
+AUTO_CLASSES = {
+    StableDiffusionPipeline: denoised.AutoPipelineForText2Image,
+    StableDiffusionImg2ImgPipeline: denoised.AutoPipelineForImage2Image,
+    StableDiffusionInpaintPipeline: denoised.AutoPipelineForInpainting,
+}
 
 pytestmark = [
     pytest.mark.skipif(
@@ -175,7 +181,9 @@ def _remote(pipeline_class: Any, load: Callable[[Path], denoised.Pipeline], fold
         pipeline_class(**components).save_pretrained(saved)
         return load(saved)
 
-    return type(pipeline_class.__name__, (pipeline_class,), {"__new__": make})
+    auto = AUTO_CLASSES[pipeline_class]
+    methods = {"__new__": make, "from_pretrained": auto.from_pretrained, "from_pipe": auto.from_pipe}
+    return type(pipeline_class.__name__, (pipeline_class,), methods)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +192,7 @@ def common(folders: dict[str, Path]) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("name", VALUES)
-@pytest.mark.parametrize("pipeline_class", CLASSES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("pipeline_class", AUTO_CLASSES, ids=lambda each: each.__name__)
 def test_their_test_of_values_passes(
     common: types.ModuleType,
     daemon: Daemon,
@@ -201,7 +209,12 @@ def test_their_test_of_values_passes(
             made.append(client.load(saved))
             return made[-1]
 
-        mixins: Any = (common.PipelineLatentTesterMixin, common.PipelineTesterMixin, unittest.TestCase)
+        mixins: Any = (
+            common.PipelineLatentTesterMixin,
+            common.PipelineFromPipeTesterMixin,
+            common.PipelineTesterMixin,
+            unittest.TestCase,
+        )
 
         class Ours(*mixins):  # type: ignore[misc]
             batch_params = frozenset({"prompt", "negative_prompt", "image", "mask_image"})
@@ -222,6 +235,12 @@ def test_their_test_of_values_passes(
 
         suite: Any = Ours
         suite.pipeline_class = _remote(pipeline_class, load, folder)
-        _run(suite, name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DENOISED_TARGET", daemon.target)
+            # What they derive from.
+            patch.setattr(
+                common, "StableDiffusionPipeline", _remote(StableDiffusionPipeline, load, folder / "original")
+            )
+            _run(suite, name)
         for pipe in made:
             pipe.unload()
