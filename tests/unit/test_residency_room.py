@@ -32,7 +32,7 @@ from tests.memory_limit import MIB, limited
 
 CPU = torch.device("cpu")
 # Of each component's weights.
-SIZE = 64 * MIB
+SIZE = 32 * MIB
 
 
 def linear() -> nn.Linear:
@@ -221,7 +221,7 @@ def test_what_cannot_leave_after_all_is_not_taken_for_room(build: Callable[..., 
 def test_idle_weights_leave_for_a_call_that_runs_out_of_memory_and_come_back(build: Callable[..., House]) -> None:
     house = build(room=4)
     idle = house.add("a")
-    tried = house.recovered(needed=128 * MIB)
+    tried = house.recovered(needed=2 * SIZE)
     assert (tried.error, tried.value, tried.helped) == (None, 1.0, Rung.EVICT_IDLE)
     assert idle.tier is Tier.DISK
     assert house.counts.evictions["out_of_memory"]["device"] == 1
@@ -234,7 +234,7 @@ def test_weights_that_other_calls_wait_for_leave_only_when_nothing_else_helps(bu
     house = build(room=4)
     wanted = house.add("a")
     waiting = claimed(house, wanted)
-    tried = house.recovered(needed=128 * MIB)
+    tried = house.recovered(needed=2 * SIZE)
     assert (tried.error, tried.value, tried.helped) == (None, 1.0, Rung.OFFLOAD)
     assert house.counts.recoveries["offload"] == 1
     # And are brought back for them.
