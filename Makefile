@@ -99,7 +99,7 @@ fuzz: $(READY) ## the fuzzing's long mode; prints what was sent and how it was a
 	cat out/fuzz.txt
 
 faults: $(READY) ## hurt daemons for some ten minutes; prints the tables of docs/reliability.md
-	DENOISED_FAULTS=long $(BIN)/python -m pytest -s -n 0 tests/faults
+	DENOISED_FAULTS=long $(BIN)/python -m pytest -s -n 0 --timeout 1800 tests/faults
 
 soak: $(READY) ## load a daemon for half an hour while workers and clients are killed; prints what is left
 	$(BIN)/python -m tests.soak --minutes 30
