@@ -64,6 +64,14 @@ class Drains:
             else:
                 self._let_go_soon(worker, handle)
 
+    def claim(self, handle: Handle) -> str:
+        """A worker that has still to let go of the pipeline, which is the caller's to see to now; empty for none."""
+        for worker, left in self._left.items():
+            if handle in left:
+                left.remove(handle)
+                return worker
+        return ""
+
     async def stop(self) -> None:
         await self._background.stop()
 

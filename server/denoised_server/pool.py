@@ -767,8 +767,8 @@ class Pool:
             if handle.is_kept:
                 await self._forget(handle)
             try:
-                if handle.worker:
-                    freed = (await answer(self._executor, handle.worker, Unload(handle.name), Unloaded)).freed_bytes
+                for worker in filter(None, (handle.worker, self._drains.claim(handle))):
+                    freed += (await answer(self._executor, worker, Unload(handle.name), Unloaded)).freed_bytes
             except WorkerLostError:
                 logger.debug("%s went with its worker", handle.name)
             finally:

@@ -325,6 +325,7 @@ class Clients(RuleBasedStateMachine):
         # A worker that is drained holds what it has until what was begun there has ended.
         running = {stream.name for stream in self.open if not stream.task.done()}
         for place in self.executor.workers.values():
+            assert set(place.pipelines) <= set(self.held)
             assert all(self.held[name].weights == weights for name, weights in place.pipelines.items())
             if place.name != self.drained:
                 assert all(where[name] == place.name or name in running for name in place.pipelines)

@@ -152,6 +152,19 @@ async def test_a_drain_that_is_undone_while_it_unloads_leaves_nothing_that_nobod
         assert isinstance([event async for event in events(pool, name=f"pipelines/{name}")][-1], Summary)
 
 
+async def test_what_is_unloaded_during_a_drain_does_not_wait_for_its_end(pool: Pool, executor: FakeExecutor) -> None:
+    async for _ in pool.load(Spec("weights"), Lease(pipeline_id="b")):
+        pass
+    async with aclosing(events(pool, "hang")) as running:
+        await begin(running)
+        drain = asyncio.create_task(pool.drain_worker("workers/0"))
+        await until(lambda: not pool.get("pipelines/b").worker)
+        await pool.unload("pipelines/b")
+        assert set(executor.workers["workers/0"].pipelines) == {A}
+    await drain
+    assert len(executor.sent(Unload)) == 2
+
+
 async def test_who_waits_for_a_pipeline_that_is_unloaded_waits_on(pool: Pool, executor: FakeExecutor) -> None:
     async for _ in pool.load(Spec("weights"), Lease(pipeline_id="b")):
         pass
