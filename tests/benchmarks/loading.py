@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +108,21 @@ def gaps(folder: Path, small: Path) -> None:
     driver.load("pipelines/a", small)
     # The first request of a process also pays for what libraries prepare.
     _longest_gap(driver.generate("pipelines/a", prompt="a", num_inference_steps=100, height=64, width=64))
-    for name, is_loading in (("alone", False), ("while a checkpoint loads", True)):
+    # In another element type nothing of the small one is held already.
+    loads = {"the small checkpoint": (small, "float16"), "the large one": (folder, "float32")}
+    for name, wanted in {"nothing": None, **loads}.items():
         longest = []
-        for index in range(3):
+        for index in range(ROUNDS):
             running = driver.generate("pipelines/a", prompt="a", num_inference_steps=100, height=64, width=64)
-            loading = threading.Thread(target=driver.load, args=(f"pipelines/x{index}", folder))
-            if is_loading:
+            if wanted is not None:
+                load = partial(driver.load, f"pipelines/x{index}", wanted[0], dtype=wanted[1])
+                loading = threading.Thread(target=load)
                 loading.start()
             longest.append(_longest_gap(running))
-            if is_loading:
+            if wanted is not None:
                 loading.join()
                 driver.unload(f"pipelines/x{index}")
-        print(f"longest gap between steps, {name:<26} {max(longest) * 1e3:.0f} ms", flush=True)
+        print(f"longest gap between steps, beside a load of {name:<21} {setting.spread(longest)}", flush=True)
     driver.close()
 
 
