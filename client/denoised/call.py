@@ -18,8 +18,8 @@ from .units import to_duration
 from .v1 import generation_service_pb2 as pb
 from .v1.pipeline_service_pb2 import Parameter
 
-# A bar is drawn no more often than this.
-BAR_SECONDS = 0.1
+# A bar is drawn no more often than this, and the lists of the daemon's generations know no older progress than that.
+BAR_SECONDS, LIST_SECONDS = 0.1, 0.5
 
 
 class Call:
@@ -44,6 +44,7 @@ class Call:
         noise_scheduler: NoiseSchedulerLike | None,
         target: str,
         previews: Previews | None = None,
+        has_bar: bool = True,
     ) -> None:
         named = arguments.by_name([parameter.name for parameter in parameters], positional, keywords)
         self._output_type = _output_type(named.pop("output_type", _default_output_type(parameters)))
@@ -61,7 +62,7 @@ class Call:
             priority=arguments.priority_number(priority),
         )
         if self.callbacks.told is None:
-            self.request.progress_interval.CopyFrom(to_duration(BAR_SECONDS))
+            self.request.progress_interval.CopyFrom(to_duration(BAR_SECONDS if has_bar else LIST_SECONDS))
         if adapters is not None:
             self.request.adapters.CopyFrom(adapter.select(adapters, loaded_adapters))
         if noise_scheduler is not None:

@@ -195,6 +195,7 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             UnavailableError: The daemon or its worker went away.
         """
         previews = Previews(preview, on_preview, preview_size)
+        config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
         call = Call(
             self.name,
             self._info.parameters,
@@ -212,9 +213,9 @@ class Pipeline(PipelineAdapters, PipelineSettings):
             noise_scheduler=noise_scheduler,
             target=self._client.target,
             previews=previews,
+            has_bar=not config.get("disable"),
         )
         self._interrupt = False
-        config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
         bar = DenoisingBar(config)
         try:
             if call.callbacks.asked:

@@ -46,6 +46,7 @@ def measure(folder: Path, name: str, steps: int) -> None:
         daemon.client() as client,
         denoised.AutoPipelineForText2Image.from_pretrained(folder, client=client) as remote,
     ):
+        remote.set_progress_bar_config(disable=True)
 
         def call(pipe: Callable[..., object]) -> float:
             arguments = {"num_inference_steps": steps, "output_type": "np", "height": 64, "width": 64}

@@ -344,9 +344,12 @@ async def test_the_bar_of_a_call_shows_steps_and_the_queue(
         assert "Loading pipeline components" in shown
         assert "waiting, 2 before this one" in shown
         assert "3/3" in shown
+        watched = daemon.last(generation_service_pb2.GenerateRequest).progress_interval
         pipe.set_progress_bar_config(disable=True)
         await pipe("an apple")
         assert capsys.readouterr().err == ""
+        # Each message would take its time from the run.
+        assert daemon.last(generation_service_pb2.GenerateRequest).progress_interval.nanos > watched.nanos > 0
 
 
 # The object

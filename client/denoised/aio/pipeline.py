@@ -194,6 +194,7 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
             UnavailableError: The daemon or its worker went away.
         """
         previews = Previews(preview, on_preview, preview_size)
+        config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
         call = Call(
             self.name,
             self._info.parameters,
@@ -211,9 +212,9 @@ class AsyncPipeline(AsyncPipelineAdapters, AsyncPipelineSettings):
             noise_scheduler=noise_scheduler,
             target=self._client.target,
             previews=previews,
+            has_bar=not config.get("disable"),
         )
         self._interrupt = False
-        config = self._bar_config if self._client.progress_bar else {**self._bar_config, "disable": True}
         bar = DenoisingBar(config)
         try:
             if call.callbacks.asked:
