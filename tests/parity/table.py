@@ -14,8 +14,8 @@ from .checkpoints.family import Family
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 JOINING = PAGE.with_name("coalescing.md")
-# Words in the names of the suite's tests: alone, together, callbacks, prompts.
-SIGNS = {"alone": "=", "together": "+", "callback": "c", "prompts": "p"}
+# Words in the names of the suite's tests: alone, together, callbacks, prompts, left in the middle.
+SIGNS = {"alone": "=", "together": "+", "callback": "c", "prompts": "p", "left": "l"}
 START, END = "<!-- table: written by tests/parity/table.py -->", "<!-- end of table -->"
 
 
