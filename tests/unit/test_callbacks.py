@@ -30,13 +30,6 @@ def driver(checkpoint_dir: Path, sd_checkpoint: Path) -> Iterator[Driver]:
     driver.close()
 
 
-@pytest.fixture
-def local(sd_checkpoint: Path) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(sd_checkpoint)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def begin(driver: Driver, callbacks: Mapping[str, Callback], *, conversation: str = "c", **arguments: Any) -> Running:
     packed = {name: media.pack(value) for name, value in arguments.items()} | SIZE
     command = Generate(

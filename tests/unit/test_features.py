@@ -31,13 +31,6 @@ def driver(checkpoint_dir: Path, sd_checkpoint: Path) -> Iterator[Driver]:
     driver.close()
 
 
-@pytest.fixture
-def local(sd_checkpoint: Path) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(sd_checkpoint)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def set_features(driver: Driver, **features: Mapping[str, Plain]) -> None:
     driver.start(Update("pipelines/a", PipelineSettings(features=features))).result()
 

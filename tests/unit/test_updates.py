@@ -207,13 +207,6 @@ def driver(checkpoint_dir: Path, sd_checkpoint: Path) -> Iterator[Driver]:
     driver.close()
 
 
-@pytest.fixture
-def local(sd_checkpoint: Path) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(sd_checkpoint)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def update(driver: Driver, name: str, scheduler: NoiseScheduler | None) -> Loaded:
     loaded: Loaded = driver.start(Update(name, PipelineSettings(scheduler))).result()[-1]
     return loaded
