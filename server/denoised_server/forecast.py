@@ -41,11 +41,13 @@ class Demand(NamedTuple):
     """What a generation asks for: a kind, of which each step costs the same, and a number of steps.
 
     One that takes its size from a picture is not `is_sized`: others of its kind do not show what it takes at least.
+    Others of its `pipeline` show about what it takes, where none of its kind has run.
     """
 
     kind: Hashable
     steps: float
     is_sized: bool = True
+    pipeline: Hashable = None
 
 
 class _Run(NamedTuple):
@@ -63,6 +65,7 @@ class Forecast:
 
     def __init__(self) -> None:
         self._runs: OrderedDict[Hashable, deque[_Run]] = OrderedDict()
+        self._of_pipelines: OrderedDict[Hashable, deque[_Run]] = OrderedDict()
 
     def learn(self, demand: Demand, finished: Finished, now: float) -> None:
         """Takes into account one that has ended well."""
@@ -75,16 +78,18 @@ class Forecast:
             after = max(0.0, total - before - step * demand.steps)
         else:
             before = total
-        runs = self._runs.setdefault(demand.kind, deque(maxlen=RECENT))
-        runs.append(_Run(now, step, before, after))
-        self._runs.move_to_end(demand.kind)
-        if len(self._runs) > MAX_KINDS:
-            self._runs.popitem(last=False)
+        run = _Run(now, step, before, after)
+        for known, key in ((self._runs, demand.kind), (self._of_pipelines, demand.pipeline)):
+            known.setdefault(key, deque(maxlen=RECENT)).append(run)
+            known.move_to_end(key)
+            if len(known) > MAX_KINDS:
+                known.popitem(last=False)
 
     def cost(self, demand: Demand, now: float) -> Cost:
         runs = self._runs.get(demand.kind)
         if not runs:
-            return UNKNOWN
+            like = self._of_pipelines.get(demand.pipeline) if demand.pipeline is not None else None
+            return Cost(usual=sum(run.seconds(demand.steps) for run in like) / len(like)) if like else UNKNOWN
         seconds = [(run.when, run.seconds(demand.steps)) for run in runs]
         fresh = [each for when, each in seconds if now - when <= EVIDENCE_SECONDS]
         return Cost(
@@ -99,8 +104,9 @@ def demand(command: Generate, spec: Spec, loaded: Loaded) -> Demand:
     arguments: Mapping[str, Plain] = command.arguments
     known = {parameter.name: parameter.default for parameter in loaded.parameters} | dict(arguments)
     prompt = arguments.get("prompt")
+    pipeline = spec.repo_id, spec.single_file, spec.dtype, loaded.pipeline_class, command.method
     kind = (
-        (spec.repo_id, spec.single_file, spec.dtype, loaded.pipeline_class, command.method, command.output_type),
+        (*pipeline, command.output_type),
         command.priority,
         tuple(_length(arguments.get(name)) for name in ("timesteps", "sigmas")),
         tuple(_number(known.get(name), -1.0) for name in ("denoising_start", "denoising_end", "true_cfg_scale")),
@@ -112,7 +118,7 @@ def demand(command: Generate, spec: Spec, loaded: Loaded) -> Demand:
     )
     steps, strength = _number(known.get("num_inference_steps"), 1.0), _number(known.get("strength"), 1.0)
     is_sized = isinstance(known.get("height"), int) or not any(map(_is_picture, arguments.values()))
-    return Demand(kind, max(1.0, steps * min(1.0, max(0.0, strength))), is_sized)
+    return Demand(kind, max(1.0, steps * min(1.0, max(0.0, strength))), is_sized, pipeline)
 
 
 def _length(value: Plain) -> int | None:

@@ -39,6 +39,13 @@ def test_what_steps_cost_is_learned_apart_from_the_rest() -> None:
     assert forecast.cost(Demand("b", 10), 0.0) == Cost()
 
 
+def test_a_kind_that_has_not_run_is_taken_for_what_others_of_its_pipeline_take() -> None:
+    forecast = Forecast()
+    forecast.learn(Demand("a", 10, pipeline="p"), finished(text_encode=1, denoise=20, decode=2), 0.0)
+    assert forecast.cost(Demand("b", 5, pipeline="p"), 0.0) == Cost(usual=13.0)
+    assert forecast.cost(Demand("b", 5, pipeline="q"), 0.0) == Cost()
+
+
 def test_the_usual_is_the_mean_and_the_least_the_fastest_of_the_last_runs() -> None:
     forecast = Forecast()
     for seconds in (1, 2, 6):
