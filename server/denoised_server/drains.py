@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from denoised.errors import DenoisedError
 
@@ -50,12 +51,12 @@ class Drains:
         task = self._running.get(worker)
         if task is None:
             task = self._running[worker] = self._background.spawn(self._drain(worker), name=f"drain of {worker}")
-            task.add_done_callback(lambda _: self._running.pop(worker))
+            task.add_done_callback(partial(self._over, worker))
         await asyncio.wait([task])
 
     def end(self, worker: str) -> None:
         """The worker takes work again: what it still holds and nobody builds elsewhere is its again."""
-        if (task := self._running.get(worker)) is None:
+        if (task := self._running.pop(worker, None)) is None:
             return
         task.cancel()
         for handle in self._left.pop(worker, set()):
@@ -71,6 +72,11 @@ class Drains:
                 left.remove(handle)
                 return worker
         return ""
+
+    def lose(self, worker: str) -> None:
+        """The worker died, and holds nothing."""
+        if worker in self._left:
+            self._left[worker].clear()
 
     async def stop(self) -> None:
         await self._background.stop()
@@ -95,6 +101,10 @@ class Drains:
             await asyncio.shield(self._let_go_soon(worker, left.pop()))
         del self._left[worker]
         logger.info("%s is drained", worker)
+
+    def _over(self, worker: str, task: asyncio.Task[None]) -> None:
+        if self._running.get(worker) is task:
+            del self._running[worker]
 
     def _let_go_soon(self, worker: str, handle: Handle) -> asyncio.Task[None]:
         return self._background.spawn(self._let_go(worker, handle), name=f"move of {handle.name}")

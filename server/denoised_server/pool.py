@@ -404,10 +404,16 @@ class Pool:
 
     def recycle(self, now: float) -> None:
         """Starts workers anew that hold memory which is in no book, while nobody waits for them. Handles stay."""
+        if any(
+            record.state in (WorkerState.LOST, WorkerState.STARTING) for record in self._supervisor.workers.values()
+        ):
+            # One at a time: the others take what comes meanwhile.
+            return
         for name, record in self._supervisor.workers.items():
             is_idle = record.state is WorkerState.ACTIVE and not self._is_busy(name) and not self._is_asked(name)
             if self._recycling.is_due(name, record.snapshot, is_idle=is_idle, now=now):
                 self._supervisor.recycle(name)
+                return
 
     def _is_asked(self, worker: str) -> bool:
         """Whether a generation waits for its turn there, or somebody has a hand on one of its pipelines."""
@@ -705,6 +711,7 @@ class Pool:
 
     def _lose(self, worker: str) -> None:
         self._generations.lose(worker, is_busy=bool(self._builds.recipes_on(worker)))
+        self._drains.lose(worker)
         self._handles.lose(worker)
         self._keep_pinned_live()
 
@@ -768,9 +775,10 @@ class Pool:
                 await self._forget(handle)
             try:
                 for worker in filter(None, (handle.worker, self._drains.claim(handle))):
-                    freed += (await answer(self._executor, worker, Unload(handle.name), Unloaded)).freed_bytes
-            except WorkerLostError:
-                logger.debug("%s went with its worker", handle.name)
+                    try:
+                        freed += (await answer(self._executor, worker, Unload(handle.name), Unloaded)).freed_bytes
+                    except WorkerLostError:
+                        logger.debug("%s went with its worker", handle.name)
             finally:
                 self._remove(handle)
         logger.info("%s is unloaded; %d bytes were freed", handle.name, freed)

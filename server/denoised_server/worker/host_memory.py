@@ -7,22 +7,11 @@ import ctypes
 import psutil
 
 _LIBC = ctypes.CDLL(None)
-# glibc's name for how many heaps threads have between them.
-_M_ARENA_MAX = -8
 
 
 def of_machine(setting: int | float) -> int:
     """Bytes, of what may be a share of all there is."""
     return int(setting * psutil.virtual_memory().total) if isinstance(setting, float) else setting
-
-
-def share_one_heap() -> None:
-    """Has all threads allocate from one heap; to be said before there are others.
-
-    What a thread has freed in a heap of its own no other can use, and many heaps keep more of it than one.
-    """
-    if hasattr(_LIBC, "mallopt"):
-        _LIBC.mallopt(_M_ARENA_MAX, 1)
 
 
 def trim() -> None:

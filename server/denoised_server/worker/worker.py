@@ -119,7 +119,6 @@ class Worker:
     """Owns one device. Commands run beside each other; none waits for the engine but those that generate."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        host_memory.share_one_heap()
         torch.set_num_threads(settings.threads)
         # Loading is reported to callers; bars on the daemon's terminal are nobody's.
         diffusers.utils.logging.disable_progress_bar()
