@@ -13,6 +13,7 @@ import pytest
 import torch
 from denoised.errors import NoRoomError, WeightsChangedError
 from denoised_server.messages import Hold, Keep, Load, Recipe, Spec
+from denoised_server.worker.cargo import Cargo
 from denoised_server.worker.components import Held
 from denoised_server.worker.tiers import Tier
 from safetensors.torch import load_file, save_file
@@ -215,6 +216,32 @@ def test_a_live_pipeline_draws_from_its_files_until_its_weights_are_its_own(
         assert str(folder) not in Path("/proc/self/maps").read_text()
         for file in folder.rglob("*.safetensors"):
             file.write_bytes(b"")
+        np.testing.assert_array_equal(draw(driver, name), expected[0])
+    finally:
+        driver.close()
+
+
+def test_a_component_that_leaves_and_returns_while_it_is_copied_has_its_weights(
+    folders: list[Path], expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(folders[0])
+    fill, moved = Cargo.fill, set[Cargo]()
+
+    def disturbed(cargo: Cargo, buffer: torch.Tensor) -> Iterator[None]:
+        for number, _ in enumerate(fill(cargo, buffer)):
+            if number == 0 and cargo not in moved:
+                moved.add(cargo)
+                residency.evict_idle(1 << 40)
+                # Looking at a weight brings it back.
+                assert not cargo.tensors[0].isnan().any()
+            yield
+
+    try:
+        residency = driver.worker._residency
+        monkeypatch.setattr(Cargo, "fill", disturbed)
+        name = load(driver, folders[0])
+        until(lambda: residency.is_settled)
+        assert moved
         np.testing.assert_array_equal(draw(driver, name), expected[0])
     finally:
         driver.close()

@@ -107,8 +107,12 @@ def _open(path: Path) -> sqlite3.Connection:
                 logger.warning("digests of weight files are kept in memory: %s", error)
                 break
             logger.warning("the table of digests is damaged and made anew: %s", error)
-            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-                path.with_name(name).unlink(missing_ok=True)
+            try:
+                for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+                    path.with_name(name).unlink(missing_ok=True)
+            except OSError as trouble:
+                logger.warning("the table of digests cannot be made anew: %s", trouble)
+                break
     return _connect(IN_MEMORY)
 
 

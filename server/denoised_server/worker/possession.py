@@ -17,8 +17,8 @@ from .components import Held
 
 logger = logging.getLogger(__name__)
 
-# How often a component whose weights requests have in their hands is tried again. Seconds.
-RETRY_SECONDS = 0.05
+# How often a component whose weights somebody has in their hands is tried again. Seconds.
+RETRY_SECONDS = 0.25
 # After which memory that was not there may be. Seconds.
 NO_MEMORY_SECONDS = 10.0
 
@@ -26,12 +26,12 @@ NO_MEMORY_SECONDS = 10.0
 class Possession:
     """Takes one component after another, on a thread of its own.
 
-    `swap` gives a component its weights in a buffer, or says that it has no use for them: it returns False while that
-    cannot be.
+    `may_swap` says whether to begin, which costs a copy; `swap` gives a component its weights in a buffer, or says that
+    it has no use for them: it returns False while that cannot be.
     """
 
-    def __init__(self, swap: Callable[[Held, torch.Tensor], bool]) -> None:
-        self._swap = swap
+    def __init__(self, may_swap: Callable[[Held], bool], swap: Callable[[Held, torch.Tensor], bool]) -> None:
+        self._may_swap, self._swap = may_swap, swap
         self._pending: deque[Held] = deque()
         self._changed = threading.Condition(threading.RLock())
         self._is_closed = False
@@ -67,6 +67,9 @@ class Possession:
                 if not pause:
                     self.drop(held)
                 else:
+                    if held in self._pending:
+                        # The others first.
+                        self._pending.rotate(-1)
                     self._changed.wait_for(lambda: self._is_closed, pause)
             # Unloading waits for whoever refers to it.
             del held
@@ -81,11 +84,17 @@ class Possession:
         if held.cargo.is_packed:
             return 0.0
         try:
+            if not self._may_swap(held):
+                return RETRY_SECONDS
             buffer = held.cargo.empty(pinned=False)
+            for _ in held.cargo.fill(buffer):
+                if self._is_closed or held not in self._pending:
+                    return 0.0
+            return 0.0 if self._swap(held, buffer) else RETRY_SECONDS
         except MemoryError as error:
             logger.warning("weights stay mapped from their files for want of memory: %s", error)
             return NO_MEMORY_SECONDS
-        for _ in held.cargo.fill(buffer):
-            if self._is_closed or held not in self._pending:
-                return 0.0
-        return 0.0 if self._swap(held, buffer) else RETRY_SECONDS
+        except Exception:
+            # The others are still to be taken.
+            logger.exception("weights could not be copied out of their files, which should not happen")
+            return 0.0

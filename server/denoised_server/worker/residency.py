@@ -119,7 +119,7 @@ class Residency:
         self._counts, self._host_bytes = counts, host_bytes
         self._bandwidths = Bandwidths()
         self._mover = Mover(device, digests, self._bandwidths, counts, self._bring_now)
-        self._possession = Possession(self._swap)
+        self._possession = Possession(self._may_swap, self._swap)
         self._tenants, self._succession = Tenants(), Succession()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -335,16 +335,25 @@ class Residency:
             self._possession.take(held)
         return held
 
-    def _swap(self, held: Held, buffer: torch.Tensor) -> bool:
-        """Gives a component its weights in a buffer, if no request has changes on them; False to try again."""
+    def _may_swap(self, held: Held) -> bool:
+        """Whether nobody has a component's weights in their hands, or changes on them."""
         # Between two turns of the engine, as when it leaves.
         with self._construction.turn(), self._lock:
-            if self._store.get(held.digest) is not held or held.tier is not Tier.DEVICE:
+            return self._is_at_rest(held)
+
+    def _swap(self, held: Held, buffer: torch.Tensor) -> bool:
+        """Gives a component its weights in a buffer, unless it has left meanwhile; False to try again."""
+        with self._construction.turn(), self._lock:
+            # During the copy it may have left, and left stand-ins for weights; what came back is the process's own.
+            if self._store.get(held.digest) is not held or held.tier is not Tier.DEVICE or held.cargo.is_packed:
                 return True
-            if held.is_moving or any(self.is_changed(shell) for shell in list(held.shells)):
+            if not self._is_at_rest(held):
                 return False
             held.cargo.come_back(buffer)
             return True
+
+    def _is_at_rest(self, held: Held) -> bool:
+        return not (held.running or held.is_moving or any(self.is_changed(shell) for shell in list(held.shells)))
 
     def _make_room(self, held: Held, reservation: Reservation) -> None:
         """Promises its load more, and has what is idle leave for it."""
