@@ -12,8 +12,7 @@ from tests.faults.proxy import Proxy, impatient
 from tests.faults.victim import Victim
 
 
-@pytest.mark.parametrize("how", ["drop", "silence"])
-def test_a_load_whose_connection_is_lost_is_joined(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_whose_connection_goes_silent_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient(monkeypatch)
     reports: list[int] = []
     with Victim(tmp_path) as victim, Proxy(victim.target) as proxy:
@@ -21,11 +20,10 @@ def test_a_load_whose_connection_is_lost_is_joined(how: str, tmp_path: Path, mon
         def report(progress: pb.LoadProgress) -> None:
             reports.append(progress.completed_bytes)
             if len(reports) == 1:
-                getattr(proxy, how)()
+                proxy.silence()
 
         with Client(proxy.target, progress_bar=False, timeout=60.0) as client:
             pipe = client.load("slow", on_progress=report)
             assert [one.name for one in client.pipelines()] == [pipe.name]
-            assert how == "silence" or len(reports) > 2, "it was told of what came meanwhile"
     assert reports == sorted(reports)
     assert len([line for line in victim.log if "is live on" in line]) == 1, "the same load went on"

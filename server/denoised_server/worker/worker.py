@@ -184,6 +184,8 @@ class Worker:
         # Held to register, to unload and to look at tasks: an unload that follows a cancelled load finds the pipeline,
         # or nothing of it.
         self._lock = threading.Lock()
+        # Held from looking to telling, so that nothing older is told last.
+        self._telling = threading.Lock()
         self._tasks: dict[int, _Task] = {}
         self._unloads: list[_Task] = []
         self._closed = threading.Event()
@@ -539,8 +541,9 @@ class Worker:
         last = None
         while True:
             self._check_cancelled(task)
-            if (snapshot := self._snapshot()) != last:
-                task.emit(snapshot)
+            with self._telling:
+                if (snapshot := self._snapshot()) != last:
+                    task.emit(snapshot)
             last = snapshot
             self._closed.wait(command.interval)
 
@@ -554,8 +557,9 @@ class Worker:
         """Tells watchers at once, before the answer to whoever changed something: who asks then finds it changed."""
         with self._lock:
             watching = [task for task in self._tasks.values() if isinstance(task.command, Watch)]
-        for task in watching:
-            task.emit(self._snapshot())
+        with self._telling:
+            for task in watching:
+                task.emit(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
         counts, held = self._engine.batches.counts, self._store.snapshot()
