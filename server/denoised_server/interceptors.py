@@ -105,6 +105,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         name, request_id = method.rsplit("/", 1)[-1], secrets.token_hex(8)
         began, outcome = time.monotonic(), "cancelled"
         request_context.begin(request_id)
+        # Now: of a call whose connection has closed meanwhile, gRPC ends the process when it is asked for this.
+        peer = context.peer()
         facts: dict[str, object] = {}
         try:
             caller = self._access.admit(method, context.invocation_metadata() or (), context.auth_context())
@@ -137,7 +139,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             level = logging.DEBUG if name.startswith(LOOKING) else logging.INFO
             logger.log(level, "%s %s after %.3f s", name, outcome, seconds)
             if self._is_audited(method, outcome):
-                told = {"outcome": outcome, "peer": context.peer(), "request_id": request_id}
+                told = {"outcome": outcome, "peer": peer, "request_id": request_id}
                 self._audit.record(name, facts | told)
 
     def _is_audited(self, method: str, outcome: str) -> bool:

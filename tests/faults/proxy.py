@@ -57,6 +57,12 @@ class Proxy:
         self._cut.set()
         self._cut = threading.Event()
 
+    def drop(self) -> None:
+        """Closes the connections that there are."""
+        for each in self._sockets[1:]:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:

@@ -12,7 +12,8 @@ from tests.faults.proxy import Proxy, impatient
 from tests.faults.victim import Victim
 
 
-def test_a_load_whose_connection_goes_silent_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["drop", "silence"])
+def test_a_load_whose_connection_is_lost_is_joined(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient(monkeypatch)
     reports: list[int] = []
     with Victim(tmp_path) as victim, Proxy(victim.target) as proxy:
@@ -20,10 +21,11 @@ def test_a_load_whose_connection_goes_silent_is_joined(tmp_path: Path, monkeypat
         def report(progress: pb.LoadProgress) -> None:
             reports.append(progress.completed_bytes)
             if len(reports) == 1:
-                proxy.silence()
+                getattr(proxy, how)()
 
         with Client(proxy.target, progress_bar=False, timeout=60.0) as client:
             pipe = client.load("slow", on_progress=report)
             assert [one.name for one in client.pipelines()] == [pipe.name]
+            assert how == "silence" or len(reports) > 2, "it was told of what came meanwhile"
     assert reports == sorted(reports)
     assert len([line for line in victim.log if "is live on" in line]) == 1, "the same load went on"
